@@ -1,0 +1,57 @@
+# Needs Python 3.11 or newer (set PYTHON= if `python3` is older), pip and make. The first run fills .venv.
+PYTHON ?= python3
+SOURCE ?=
+TARGET ?=
+OUT ?= out/swap.png
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo swap test test-all lint format bench clean
+
+help:
+	@echo "make demo                              faces that do not exist, swapped and anonymised: see out/"
+	@echo "make swap SOURCE=me.jpg TARGET=you.jpg [OUT=out/swap.png]"
+	@echo "make test | test-all | lint | format | bench | clean"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentswap needs Python 3.11 or newer: make PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (only when pyproject.toml or constraints.txt changed)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,demo]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python scripts/demo.py
+
+swap: $(STAMP)
+	@test -n "$(SOURCE)" -a -n "$(TARGET)" || { echo "usage: make swap SOURCE=face.jpg TARGET=picture.jpg [OUT=out/swap.png]" >&2; exit 2; }
+	@mkdir -p "$(dir $(OUT))"
+	$(BIN)/latentswap swap "$(SOURCE)" "$(TARGET)" -o "$(OUT)"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/latentswap models fetch
+	$(BIN)/pytest -n 2
+
+test-all: lint
+	$(BIN)/latentswap models fetch
+	$(BIN)/pytest -n 2 -m "not gpu and not browser"
+
+bench: $(STAMP)
+	$(BIN)/latentswap models fetch
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

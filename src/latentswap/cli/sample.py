@@ -1,0 +1,95 @@
+"""`latentswap sample` and `latentswap invert`: codes to pictures and pictures to codes."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from latentswap.cli._common import Json, emit, step_progress
+from latentswap.cli._options import Device, Faces, Inversion, Offline, Output, parse_numbers
+from latentswap.cli.swap import check_faces, load
+from latentswap.errors import UsageError
+
+
+def sample(
+    *,
+    out: Output,
+    seeds: str = "0-3",
+    truncation_psi: float = 0.7,
+    codes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    device: Device = "cpu",
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Make pictures of people who do not exist.
+
+    Args:
+        out: Folder for seed-0000.png, seed-0001.png, …
+        seeds: One picture each, as 0-15 or 3,7,21.
+        truncation_psi: Variety, from 0 (the mean face) to 1 and above (odd ones).
+        codes: Write each person's W+ code too (.safetensors), to be used as a SOURCE.
+    """
+    from latentswap.media.image import check_output_path
+
+    if not 0 <= truncation_psi <= 1.5:
+        raise UsageError(f"--truncation-psi is {truncation_psi}; it runs from 0 (the mean face) to 1.5.")
+    numbers = parse_numbers(seeds, what="--seeds", highest=(1 << 32) - 1)
+    if out.suffix or out.is_file():
+        raise UsageError(f"The output of sample is a folder, not {out}.")
+    out.mkdir(parents=True, exist_ok=True)
+    check_output_path(out / "seed-0000.png")
+    with ExitStack() as stack:
+        swapper = load(stack, inversion="fast", device=device, offline=offline)
+        from latentswap.pipeline import person
+
+        advance = stack.enter_context(step_progress())("sample")
+        paths = []
+        for done, seed in enumerate(numbers, 1):
+            paths.append(out / f"seed-{seed:04d}.png")
+            (image,) = swapper.sample([seed], truncation_psi=truncation_psi)
+            swapper.write(image, paths[-1])
+            if codes:
+                w_plus = person(swapper.networks, seed=seed, truncation_psi=truncation_psi)
+                swapper.method.prepare_code(w_plus).save(paths[-1].with_suffix(".safetensors"))
+            advance(done, len(numbers))
+    emit([str(path) for path in paths], [str(path) for path in paths], as_json=json)
+
+
+def invert(
+    image: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Output,
+    preview: Path | None = None,
+    inversion: Inversion = "refine",
+    faces: Faces = "",
+    device: Device = "cpu",
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Find the W+ code of the face in a photograph; `latentswap swap` takes it as its SOURCE.
+
+    Args:
+        image: A picture of one person.
+        out: Where to write the code: a .safetensors file.
+        preview: Where to write the picture that the code makes, if anywhere.
+        faces: Which face, when the picture shows several.
+    """
+    from latentswap.media.atomic import check_destination
+    from latentswap.media.image import check_output_path
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"The output of invert is a .safetensors file, not {out}.")
+    check_destination(out)
+    if preview is not None:
+        check_output_path(preview)
+    check_faces(faces)
+    with ExitStack() as stack:
+        swapper = load(stack, inversion=inversion, device=device, offline=offline)
+        advance = stack.enter_context(step_progress())(image.name)
+        prepared, picture = swapper.invert(image, faces=faces or None, on_step=advance)
+        prepared.save(out)
+        if preview is not None:
+            swapper.write(picture, preview)
+    paths = [str(path) for path in (out, preview) if path is not None]
+    emit(paths, paths, as_json=json)

@@ -1,0 +1,1 @@
+"""Finding faces, aligning them, masking them and pasting them back."""

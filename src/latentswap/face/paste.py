@@ -1,0 +1,181 @@
+"""Putting a swapped crop back into its picture: matched in colour and sharpness, blended softly, warped once."""
+
+import cv2
+import numpy as np
+
+from latentswap.face.align import affine_scale, invert_affine, move_points, warp
+
+STATISTICS = 128  # side at which colours are compared: noise and pores are averaged away
+CONTRAST_LIMIT = 1.15  # shading contrast changes by this factor at most
+MEMBRANE = 64  # side at which the edge's difference is diffused
+MEMBRANE_TRUST = 24.0  # edge differences beyond this are hair or background rather than light, and count as none
+BLUR_LIMIT = 4.0  # photo pixels: largest standard deviation of the blur that matches a soft photo
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def paste(
+    image_pixels: np.ndarray,
+    swapped_crop: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    *,
+    target_crop: np.ndarray,
+) -> np.ndarray:
+    """Blend a swapped crop into its picture and return a new picture, uint8 [H, W, 3].
+
+    image_pixels: uint8 [H, W, 3]. swapped_crop, target_crop: uint8 [S, S, 3], the crop after and before the swap.
+    affine: picture pixels → crop pixels. mask: float32 [S, S] in [0, 1]; where it is 0 the picture keeps its bytes.
+
+    The swap first takes the target's skin colour and shading contrast (`match_colour`), then its sharpness if the photo
+    is the softer of the two (`match_sharpness`), then a gentle low-frequency correction that makes both agree along
+    the mask's edge (`membrane`). Only the mask's bounding rectangle is touched.
+    """
+    result = image_pixels.copy()
+    place = _rectangle(mask, affine, image_pixels.shape[0], image_pixels.shape[1])
+    if place is None:
+        return result
+    x0, y0, x1, y1 = place
+    swap = match_colour(swapped_crop, target_crop, mask)
+    swap = match_sharpness(swap, target_crop, mask, pixel=affine_scale(affine))
+    swap = cv2.add(swap, membrane(swap, target_crop, mask), dtype=cv2.CV_8U)
+    to_picture = invert_affine(affine)
+    to_picture[:, 2] -= (x0, y0)
+    size = (y1 - y0, x1 - x0)
+    face = warp(swap, to_picture, *size, border=cv2.BORDER_REPLICATE)
+    alpha = warp(mask.astype(np.float32), to_picture, *size, border=cv2.BORDER_CONSTANT)
+    alpha = np.clip(alpha, 0, 1)[..., None]
+    photo = result[y0:y1, x0:x1]
+    blended = photo + alpha * (face.astype(np.float32) - photo)
+    result[y0:y1, x0:x1] = np.rint(blended).astype(np.uint8)
+    return result
+
+
+def _rectangle(mask: np.ndarray, affine: np.ndarray, height: int, width: int) -> tuple[int, int, int, int] | None:
+    """Where in the picture the mask is not 0: x0, y0, x1, y1; None if nowhere."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not columns.size:
+        return None
+    left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    corners = np.array([(left, top), (right, top), (left, bottom), (right, bottom)], np.float64)
+    corners = move_points(corners, invert_affine(affine))
+    low = np.clip(np.floor(corners.min(axis=0)), 0, (width, height)).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)), 0, (width, height)).astype(int)
+    if (high <= low).any():
+        return None
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _small(pixels: np.ndarray, side: int) -> np.ndarray:
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _skin(small_HWC: np.ndarray, core_HW: np.ndarray) -> np.ndarray:
+    """Colours [N, 3] of the masked pixels nearest to the masked median: drops eyes, lips, brows, hair and glints."""
+    colours = small_HWC[core_HW]
+    distance = np.abs(colours - np.median(colours, axis=0)).sum(axis=1)
+    return colours[distance <= np.quantile(distance, 0.7)]
+
+
+def match_colour(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Give the swap the target's skin colour, uint8 [S, S, 3].
+
+    A tone curve for each channel makes the median skin colours equal (`tone_curve`). One contrast for all channels,
+    around that median, then brings the spread of luma half-way (in ratio) to the target's: one, because a contrast for
+    each channel tints the shadows.
+    """
+    core = _small(mask, STATISTICS) > 0.9
+    if not core.any():
+        return swapped_crop
+    swap, target = _skin(_small(swapped_crop, STATISTICS), core), _skin(_small(target_crop, STATISTICS), core)
+    here, there = np.median(swap, axis=0), np.median(target, axis=0)
+    curves = np.stack([tone_curve(float(a), float(b)) for a, b in zip(here, there, strict=True)], axis=1)
+    matched = np.stack([np.interp(swap[:, c], np.arange(256), curves[:, c]) for c in range(3)], axis=1)
+    contrast = np.sqrt(_spread(target @ _LUMA) / _spread(matched @ _LUMA))
+    contrast = np.clip(contrast, 1 / CONTRAST_LIMIT, CONTRAST_LIMIT)
+    table = np.clip(np.rint((curves - there) * contrast + there), 0, 255).astype(np.uint8)
+    return cv2.LUT(swapped_crop, table[:, None, :])
+
+
+def tone_curve(here: float, there: float) -> np.ndarray:
+    """A smooth rising curve, float64 [256], that takes level `here` to `there` and black to black.
+
+    Below `here` it is a gain, as if the light had changed. Above, it heads for white when it brightens, so that nothing
+    burns out, and for a white half-way (in ratio) to that gain when it darkens, so that eyes and teeth stay light.
+    """
+    here, there = (min(max(level, 8.0), 247.0) for level in (here, there))
+    gain = there / here
+    white = 255 * min(1.0, gain**0.5)
+    slope = (white - there) / (255 - here)
+    level = np.arange(-64, 320)
+    bent = there + np.where(level < here, gain, slope) * (level - here)
+    kernel = np.exp(-0.5 * (np.arange(-48, 49) / 16) ** 2)
+    smooth = np.convolve(bent, kernel / kernel.sum(), mode="same")[64:320]
+    return smooth + there - np.interp(here, np.arange(256), smooth)
+
+
+def _spread(values: np.ndarray) -> float:
+    return float(np.subtract(*np.percentile(values, (80, 20)))) + 1.0
+
+
+def match_sharpness(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray, *, pixel: float) -> np.ndarray:
+    """Blur the swap until its fine detail inside the mask is no stronger than the photo's, uint8 [S, S, 3].
+
+    pixel: crop pixels per photo pixel. Detail is the standard deviation of a difference of Gaussians, measured where
+    one pixel is one photo pixel, so that a face smaller than the crop is not softened for detail that shrinking
+    removes anyway. A swap that is the softer one stays as it is: sharpening would invent detail.
+    """
+    side = mask.shape[0]
+    if pixel > 1:
+        side = max(int(mask.shape[0] / pixel), 16)
+    core = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA) > 0.9
+    rows, columns = np.flatnonzero(core.any(axis=1)), np.flatnonzero(core.any(axis=0))
+    if not rows.size:
+        return swapped_crop
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    core = core[window]
+
+    def luma(pixels: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)[window].astype(np.float32)
+
+    def detail(grey: np.ndarray) -> float:
+        return float((grey - cv2.GaussianBlur(grey, (0, 0), 1.5))[core].std())
+
+    grey = luma(swapped_crop)
+    wanted = detail(luma(target_crop)) * 1.1 + 0.1
+    if detail(grey) <= wanted:
+        return swapped_crop
+    low, high = 0.0, BLUR_LIMIT
+    for _ in range(5):
+        middle = (low + high) / 2
+        soft = detail(cv2.GaussianBlur(grey, (0, 0), middle)) <= wanted
+        low, high = (low, middle) if soft else (middle, high)
+    return cv2.GaussianBlur(swapped_crop, (0, 0), high * max(pixel, 1.0))
+
+
+def membrane(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A smooth field, float32 [S, S, 3], that added to the swap makes it agree with the target along the mask's edge.
+
+    The difference is known in the mask's soft edge and diffused elsewhere by pull-push (Gortler et al. 1996), a fast
+    approximation of the membrane of Perez et al. 2003. Differences that look like other content rather than other
+    light count as none (a redescending weight, 9 grey levels at most): a hair across the edge must not stain the cheek.
+    """
+    small_mask = _small(mask, MEMBRANE)
+    difference = _small(target_crop, MEMBRANE) - _small(swapped_crop, MEMBRANE)
+    trust = np.exp(-np.square(np.abs(difference).max(axis=-1) / MEMBRANE_TRUST))
+    field = _pull_push(difference * trust[..., None], 4 * small_mask * (1 - small_mask))
+    field = cv2.GaussianBlur(field, (0, 0), 1.5)
+    return cv2.resize(field, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _pull_push(values_HWC: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:
+    """Fill in values where the weight is 0 from coarser and coarser weighted means; H and W are powers of two."""
+    height, width = weight_HW.shape
+    known = np.minimum(weight_HW, 1)[..., None]
+    if min(height, width) == 1:
+        return values_HWC * known
+    weighted = (values_HWC * known).reshape(height // 2, 2, width // 2, 2, -1).sum(axis=(1, 3))
+    total = known.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3))
+    coarse = _pull_push(weighted / np.maximum(total, 1e-6)[..., None], np.minimum(total, 1))
+    filled = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return known * values_HWC + (1 - known) * filled

@@ -1,0 +1,1 @@
+"""Generators of pictures from latent codes."""

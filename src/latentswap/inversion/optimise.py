@@ -1,0 +1,181 @@
+"""Inversion by regularised optimisation at 256², and the refinement of a swapped code on its pair.
+
+Both move a W+ code by Adam through the generator's cheap path. What keeps them on the manifold is the
+parametrisation: a code is one shared w plus an offset per row, in standard deviations of w, and the offsets are
+penalised; wandering rows look right at 256² and fall apart when mixed or edited.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from latentswap.errors import UsageError
+from latentswap.generators.base import Generator
+from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
+from latentswap.losses import contour_loss, identity_loss, latent_penalty, openness_loss, pooled_pixel_loss, shape_loss
+from latentswap.seeds import generator_for
+from latentswap.shape.mesh import MeshNet, crop_mesh
+
+OnStep = Callable[[int, int], None]
+_CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertConfig:
+    """Coefficients of `invert`; distances between codes in standard deviations of w."""
+
+    steps: int = 40
+    lr: float = 0.04
+    pixel: float = 2.0
+    identity: float = 0.5
+    shape: float = 0.05
+    keep: float = 0.1
+    near_start: float = 0.1  # squared distance of the shared w to where it started
+    near_shared: float = 0.6  # squared distance of every row to the shared w's own
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Coefficients of `refine`: the mixer's training losses on one pair, and the target's light."""
+
+    steps: int = 50
+    lr: float = 0.03
+    identity: float = 1.0
+    latent: float = 0.25
+    shape: float = 0.2
+    keep: float = 0.3
+    pixel: float = 0.5
+    near_shared: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+
+def _check_steps(steps: int) -> None:
+    if not 0 <= steps <= 5000:
+        raise UsageError(f"{steps} optimisation steps are out of range (0 to 5000).")
+
+
+def embed(identity: DlibResNet, img_BCHW: torch.Tensor, mean_E: torch.Tensor) -> torch.Tensor:
+    """Identity embedding of FFHQ-aligned crops, averaged over shifts and the mirror image: [B, E], unit length."""
+    shifts = torch.tensor([[0, 0, 0, 0], [0.01, 0, 0.03, 0.03], [-0.01, 0.01, -0.03, -0.03], [0, -0.01, 0, 0.0]])
+    views = [
+        chip(picture, shift.expand(len(picture), 4)) for shift in shifts for picture in (img_BCHW, img_BCHW.flip(3))
+    ]
+    with torch.no_grad():
+        return F.normalize(torch.stack([centred(identity(view), mean_E) for view in views]).mean(0), dim=-1)
+
+
+def invert(
+    generator: Generator,
+    identity: DlibResNet,
+    mesh: MeshNet,
+    img_BCHW: torch.Tensor,
+    start_BLD: torch.Tensor,
+    mean_E: torch.Tensor,
+    config: InvertConfig,
+    on_step: OnStep = lambda done, total: None,
+) -> torch.Tensor:
+    """W+ codes [B, L, D] whose pictures resemble `img_BCHW`, [B, 3, 256, 256] in [-1, 1]; starts at the encoder's."""
+    wanted_BE = embed(identity, img_BCHW, mean_E)
+    with torch.no_grad():
+        wanted_BK3 = crop_mesh(mesh, img_BCHW)
+
+    def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        out_BCHW = generator.synthesis(ws_BLD, resolution=256)
+        mesh_BK3 = crop_mesh(mesh, out_BCHW)
+        return (
+            config.pixel * _pyramid_loss(out_BCHW, img_BCHW)
+            + config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), wanted_BE)
+            + config.shape * shape_loss(mesh_BK3, wanted_BK3)
+            + config.keep * (contour_loss(mesh_BK3, wanted_BK3) + 2 * openness_loss(mesh_BK3, wanted_BK3))
+        )
+
+    return _descend(generator, start_BLD, losses, config, config.near_start, on_step)
+
+
+def refine(
+    generator: Generator,
+    identity: DlibResNet,
+    mesh: MeshNet,
+    start_BLD: torch.Tensor,
+    *,
+    target_BLD: torch.Tensor,
+    target_img_BCHW: torch.Tensor,
+    target_mesh_BK3: torch.Tensor,
+    fused_mesh_BK3: torch.Tensor,
+    source_BE: torch.Tensor,
+    mean_E: torch.Tensor,
+    config: RefineConfig,
+    on_step: OnStep = lambda done, total: None,
+) -> torch.Tensor:
+    """The mixer's code, refined on its own pair with the mixer's training losses.
+
+    Identity is taken from the source photograph itself (`source_BE`), pose and shape from the fused mesh, eyes, mouth
+    and light from the target photograph. Codes [B, L, D]; picture [B, 3, 256, 256]; meshes in crop fractions.
+    """
+
+    def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        out_BCHW = generator.synthesis(ws_BLD, resolution=256)
+        mesh_BK3 = crop_mesh(mesh, out_BCHW)
+        return (
+            config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), source_BE)
+            + config.latent * latent_penalty(ws_BLD, target_BLD, generator.w_std)
+            + config.shape * shape_loss(mesh_BK3, fused_mesh_BK3)
+            + config.keep * (contour_loss(mesh_BK3, target_mesh_BK3) + 2 * openness_loss(mesh_BK3, target_mesh_BK3))
+            + config.pixel * pooled_pixel_loss(out_BCHW, target_img_BCHW)
+        )
+
+    return _descend(generator, start_BLD, losses, config, 0.0, on_step)
+
+
+def _embedding(
+    identity: DlibResNet, img_BCHW: torch.Tensor, mean_E: torch.Tensor, random: torch.Generator
+) -> torch.Tensor:
+    shift_B4 = torch.randn(len(img_BCHW), 4, generator=random) * torch.tensor(_CHIP_JITTER)
+    if torch.rand((), generator=random) < 0.5:
+        img_BCHW = img_BCHW.flip(3)
+    return centred(identity(chip(img_BCHW, shift_B4.to(img_BCHW))), mean_E)
+
+
+def _pyramid_loss(img_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference at 32², 128² and 256², a third each, with the inner face counting double."""
+    size = img_BCHW.shape[-1]
+    weight = torch.ones(1, 1, size, size, device=img_BCHW.device)
+    weight[:, :, size // 4 : size * 15 // 16, size // 5 : size * 4 // 5] = 2
+    difference = (img_BCHW - wanted_BCHW) * weight / weight.mean()
+    levels = [difference, F.avg_pool2d(difference, 2), F.avg_pool2d(difference, 8)]
+    return torch.stack([level.abs().mean() for level in levels]).mean()
+
+
+def _descend(
+    generator: Generator,
+    start_BLD: torch.Tensor,
+    losses: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
+    config: InvertConfig | RefineConfig,
+    near_start: float,
+    on_step: OnStep,
+) -> torch.Tensor:
+    """Adam on (shared w, row offsets), both in standard deviations of w; the rate falls to zero along a cosine."""
+    std_D = generator.w_std
+    shared_B1D = torch.zeros_like(start_BLD[:, :1]).requires_grad_()
+    rows_BLD = torch.zeros_like(start_BLD).requires_grad_()
+    adam = torch.optim.Adam([shared_B1D, rows_BLD], lr=config.lr, betas=(0.9, 0.99))
+    for step in range(config.steps):
+        progress = step / config.steps
+        rate = config.lr * min(1.0, (step + 1) / 5) * (0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * progress))))
+        for group in adam.param_groups:
+            group["lr"] = rate
+        adam.zero_grad(set_to_none=True)
+        ws_BLD = start_BLD + (shared_B1D + rows_BLD) * std_D
+        loss = losses(ws_BLD, generator_for(0, step, stream=5))
+        loss = loss + config.near_shared * rows_BLD.square().mean() + near_start * shared_B1D.square().mean()
+        loss.backward()
+        adam.step()
+        on_step(step + 1, config.steps)
+    return (start_BLD + (shared_B1D + rows_BLD) * std_D).detach()

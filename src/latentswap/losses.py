@@ -1,0 +1,63 @@
+"""The losses of LatentSwap (arXiv 2402.18351), as pure functions of codes, embeddings and meshes.
+
+L = λ_id · L_id + λ_lp · L_lp + λ_shape · L_shape, and two terms of ours that hold the target's eyes, mouth and picture.
+Every function returns a scalar tensor, the mean over the batch.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from latentswap.shape import topology as T
+from latentswap.shape.measures import openness
+
+
+def identity_loss(embedding_BE: torch.Tensor, source_BE: torch.Tensor) -> torch.Tensor:
+    """L_id = mean(1 − cos(e(I_swap), e(I_source))); both centred and of unit length (`identity.centred`). 0 to 2."""
+    return (1 - (embedding_BE * source_BE).sum(-1)).mean()
+
+
+def latent_penalty(
+    ws_BLD: torch.Tensor, target_BLD: torch.Tensor, w_std_D: torch.Tensor, *, rows: int | None = None
+) -> torch.Tensor:
+    """L_lp: mean squared distance of the swapped code to the target's, in units of the standard deviation of w.
+
+    The paper takes the plain mean square; dividing by `w_std` only makes its coefficient mean the same for every
+    generator. `rows`: only the first rows count.
+    """
+    return ((ws_BLD - target_BLD) / w_std_D)[:, :rows].square().mean()
+
+
+def shape_loss(mesh_BK3: torch.Tensor, fused_BK3: torch.Tensor) -> torch.Tensor:
+    """L_shape: mean absolute distance in the picture plane between the swapped face's mesh and the fused one.
+
+    The paper compares landmarks of a licensed 3-D model with fused coefficients (identity from the source, the rest
+    from the target); here the fused mesh comes from `shape.fusion.fuse`. Both meshes in percent of the crop's side, so
+    that the coefficient is of the order of the paper's.
+    """
+    return 100 * (mesh_BK3[..., :2] - fused_BK3[..., :2]).abs().mean()
+
+
+def openness_loss(mesh_BK3: torch.Tensor, target_BK3: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of how far eyes and mouth are open, in units of eye and mouth width."""
+    eyes_B2, mouth_B = openness(mesh_BK3)
+    target_eyes_B2, target_mouth_B = openness(target_BK3)
+    return (eyes_B2 - target_eyes_B2).abs().mean() + (mouth_B - target_mouth_B).abs().mean()
+
+
+def contour_loss(mesh_BK3: torch.Tensor, target_BK3: torch.Tensor) -> torch.Tensor:
+    """Like `shape_loss`, over the contours of eyes and lips, each taken about its own centre.
+
+    Holds the form of eyes and mouth (shut, narrowed, smiling) and leaves to the shape loss where they sit.
+    """
+    total = mesh_BK3.new_zeros(())
+    for contour in (T.RIGHT_EYE, T.LEFT_EYE, T.OUTER_LIPS + T.INNER_LIPS):
+        index = torch.tensor(contour, device=mesh_BK3.device)
+        a_BN2, b_BN2 = mesh_BK3[:, index, :2], target_BK3[:, index, :2]
+        difference = (a_BN2 - a_BN2.mean(1, keepdim=True)) - (b_BN2 - b_BN2.mean(1, keepdim=True))
+        total = total + 100 * difference.abs().mean() / 3
+    return total
+
+
+def pooled_pixel_loss(img_BCHW: torch.Tensor, target_BCHW: torch.Tensor, cells: int = 16) -> torch.Tensor:
+    """Mean absolute difference of pictures [-1, 1] averaged to cells × cells: keeps light, colour and background."""
+    return (F.adaptive_avg_pool2d(img_BCHW, cells) - F.adaptive_avg_pool2d(target_BCHW, cells)).abs().mean()

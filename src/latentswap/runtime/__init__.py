@@ -1,0 +1,1 @@
+"""The same networks through OpenVINO: the fast path on a CPU."""

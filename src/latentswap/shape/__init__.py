@@ -1,0 +1,1 @@
+"""Face geometry from a mesh: differentiable landmarks, shape and expression."""

@@ -1,0 +1,1 @@
+"""(source, target) → swapped face, one paper per file."""

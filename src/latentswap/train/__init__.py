@@ -1,0 +1,1 @@
+"""Training: configuration, latent samplers, the loop, one file per trainee."""

@@ -1,0 +1,1 @@
+"""Where weights come from, how they are fetched, verified, converted and loaded."""
