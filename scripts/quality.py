@@ -1,11 +1,11 @@
 """Measure swaps with networks that the project never trains against: the tables of docs/quality.md.
 
-    quality.py generated --judge JUDGE.py --out out/quality            100 pairs of people who do not exist
-    quality.py photos --judge JUDGE.py --out out/quality-photos A.jpg B.jpg …   every photograph and the astronaut, with
-                                                                      generated people as sources and as targets
+    quality.py generated --judge JUDGE.py --out out/quality       100 pairs of people who do not exist
+    quality.py photos --judge JUDGE.py --out out/photos A.jpg …   photographs and the astronaut among themselves, and
+                                                                  with generated people, both ways
 
-JUDGE.py is a module with a class `Judge`: `identity(img) -> unit vector` and `geometry(img) -> (angles in degrees, shape,
-expression)` of FFHQ-aligned RGB squares. Swaps run through the command line, files in and files out.
+JUDGE.py is a module with a class `Judge`: `identity(img) -> unit vector` and `geometry(img) -> (angles in degrees,
+shape, expression)` of FFHQ-aligned RGB squares. Swaps run through the command line, files in and files out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COLUMNS = ("to_source", "to_target", "between", "pose", "expression", "eyes", "m
 
 def load_judge(path: Path):
     spec = importlib.util.spec_from_file_location("judge", path)
-    assert spec and spec.loader
+    assert spec and spec.loader  # noqa: S101 - for the type checker
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Judge()
@@ -107,7 +107,9 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--inversion", default="refine")
-    parser.add_argument("--count", type=int, default=10, help="sources and targets of `generated`: pairs are its square")
+    parser.add_argument(
+        "--count", type=int, default=10, help="sources and targets of `generated`: pairs are its square"
+    )
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -25,3 +25,53 @@ def default_weights() -> Callable[..., Path]:
             pytest.fail(f"run `latentswap models fetch` before the tests: {error}", pytrace=False)
 
     return path
+
+
+def published_files(name: str) -> Path:
+    """`published_folder`, with the index: the one thing that tests may fetch."""
+    from latentswap.weights.fetch import published_folder
+
+    offline = os.environ.pop("LATENTSWAP_OFFLINE")
+    try:
+        return published_folder(name)
+    finally:
+        os.environ["LATENTSWAP_OFFLINE"] = offline
+
+
+@pytest.fixture(scope="session")
+def published_generator():
+    """(mapping, synthesis) of the published generator, compiled by OpenVINO in float32."""
+    import openvino
+
+    folder, core = published_files("mobilestylegan-ffhq-1024"), openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    names = ("MappingNetwork.xml", "SynthesisNetwork.xml")
+    return tuple(core.compile_model(folder / name, "CPU", config) for name in names)
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """All default networks, loaded once."""
+    from latentswap.networks import load_networks
+
+    return load_networks(offline=True)
+
+
+@pytest.fixture(scope="session")
+def people(networks):
+    """Six people who do not exist: (codes [6, 16, 512], pictures at 256² in [-1, 1])."""
+    import torch
+
+    from latentswap.pipeline import person
+
+    codes = torch.cat([person(networks, seed=seed) for seed in range(200, 206)])
+    with torch.no_grad():
+        return codes, networks.generator.synthesis(codes, resolution=256)
+
+
+@pytest.fixture(scope="session")
+def swapper():
+    """A Swapper on the default networks, `fast`: tests of quality that need `refine` make their own."""
+    from latentswap.pipeline import Swapper
+
+    return Swapper.from_pretrained(inversion="fast", offline=True)

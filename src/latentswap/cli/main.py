@@ -33,6 +33,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the program's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Threads that wait by spinning stand still when another program wants the cores; ours sleep. Before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     if argv is None:
         signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments

@@ -32,6 +32,7 @@ class DlibResNet(nn.Module):
     """RGB chips [B, 3, 150, 150] in 0…255 → identity embeddings [B, 128]."""
 
     embedding_dim = 128
+    pixel_mean: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

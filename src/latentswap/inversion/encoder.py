@@ -42,7 +42,7 @@ class EncoderConfig:
     """Size of the encoder's own layers."""
 
     features: int = FEATURES
-    width: int = 1024
+    width: int = 768
     num_ws: int = 16
     w_dim: int = 512
 
@@ -73,7 +73,7 @@ class FeatureEncoder(nn.Module):
         self.reduce = nn.Linear(config.features, config.width)
         self.hidden = nn.Linear(config.width, config.width)
         self.out = nn.Linear(config.width, out)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(0.4)
 
     @classmethod
     def load(cls, path: Path) -> "FeatureEncoder":

@@ -19,6 +19,7 @@ from latentswap.seeds import generator_for
 from latentswap.shape.mesh import MeshNet, crop_mesh
 
 OnStep = Callable[[int, int], None]
+_COLOUR_ROWS = 9  # rows from here on say colour, light and texture more than who it is
 _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
 
 
@@ -26,8 +27,8 @@ _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the
 class InvertConfig:
     """Coefficients of `invert`; distances between codes in standard deviations of w."""
 
-    steps: int = 40
-    lr: float = 0.04
+    steps: int = 24
+    lr: float = 0.05
     pixel: float = 2.0
     identity: float = 0.5
     shape: float = 0.05
@@ -43,13 +44,14 @@ class InvertConfig:
 class RefineConfig:
     """Coefficients of `refine`: the mixer's training losses on one pair, and the target's light."""
 
-    steps: int = 50
+    steps: int = 44
     lr: float = 0.03
-    identity: float = 1.0
-    latent: float = 0.25
-    shape: float = 0.2
-    keep: float = 0.3
-    pixel: float = 0.5
+    identity: float = 1.5
+    latent: float = 0.2
+    colour: float = 1.0
+    shape: float = 0.5
+    keep: float = 0.6
+    pixel: float = 3.0
     near_shared: float = 0.3
 
     def __post_init__(self) -> None:
@@ -126,6 +128,7 @@ def refine(
         return (
             config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), source_BE)
             + config.latent * latent_penalty(ws_BLD, target_BLD, generator.w_std)
+            + config.colour * latent_penalty(ws_BLD[:, _COLOUR_ROWS:], target_BLD[:, _COLOUR_ROWS:], generator.w_std)
             + config.shape * shape_loss(mesh_BK3, fused_mesh_BK3)
             + config.keep * (contour_loss(mesh_BK3, target_mesh_BK3) + 2 * openness_loss(mesh_BK3, target_mesh_BK3))
             + config.pixel * pooled_pixel_loss(out_BCHW, target_img_BCHW)

