@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=10, help="sources and targets of `generated`: pairs are its square"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
     pairs = generated(args.out, args.count) if args.what == "generated" else photographs(args.out, args.photos)

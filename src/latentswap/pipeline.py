@@ -14,12 +14,13 @@ import torch
 
 import latentswap
 from latentswap.errors import UsageError
-from latentswap.face.align import cut_face
+from latentswap.face.align import cut, cut_face
 from latentswap.face.analyse import FaceAnalyser
 from latentswap.face.mask import face_mask
 from latentswap.face.paste import paste
 from latentswap.face.select import FaceChoice, choose, parse_faces
-from latentswap.identity.dlib_resnet import chip
+from latentswap.identity.dlib_resnet import centred, chip
+from latentswap.inversion.optimise import embed
 from latentswap.media.atomic import write_atomic
 from latentswap.media.image import as_image, check_output_path, decode, encode
 from latentswap.networks import Networks, load_networks
@@ -132,21 +133,22 @@ class Swapper:
         """
         nets = self.networks
         original = self.method.prepare(crop)
-        img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
-        best: tuple[tuple[bool, float], Prepared] | None = None
-        for i in range(_CANDIDATES):
-            w_plus = person(nets, seed=seed, index=i)
-            candidate = self.method.prepare_code(w_plus, name=f"person {seed}.{i}")
+        skin = _skin(to_tensor(crop.pixels, nets.mean_E.device))
+        best: tuple[tuple[bool, float], torch.Tensor] | None = None
+        for index in range(_CANDIDATES):
+            ws_BLD = person(nets, seed=seed, index=index)
             with torch.no_grad():
-                picture = nets.generator.synthesis(w_plus, resolution=256)
-            cosine = float((candidate.embedding * original.embedding).sum())
-            colour = float((_skin(picture) - _skin(img_BCHW)).abs().mean())
-            pose = 100 * float((candidate.mesh - original.mesh)[..., :2].abs().mean())
-            rank = (cosine > _FAR_ENOUGH, cosine if cosine > _FAR_ENOUGH else colour / 20 + pose / 2)
+                img_BCHW = nets.generator.synthesis(ws_BLD, resolution=256)
+                embedding_BE = centred(nets.identity(chip(img_BCHW)), nets.mean_E)
+                pose = 100 * float((crop_mesh(nets.mesh, img_BCHW) - original.mesh)[..., :2].abs().mean())
+            cosine = float((embedding_BE * original.embedding).sum())
+            colour = float((_skin(img_BCHW) - skin).abs().mean())
+            known = cosine > _FAR_ENOUGH
+            rank = (known, cosine if known else colour / 20 + pose / 2)
             if best is None or rank < best[0]:
-                best = (rank, candidate)
+                best = (rank, ws_BLD)
         assert best is not None  # noqa: S101 - there is always a first candidate
-        return best[1]
+        return self.method.prepare_code(best[1], name=f"person of seed {seed}")
 
     def sample(self, seeds: Sequence[int], *, truncation_psi: float = 0.7) -> list[Image]:
         """People who do not exist, at 1024²: one Image a seed."""
@@ -203,7 +205,7 @@ class Swapper:
         return SwapResult(
             image=Image(pixels=pixels, alpha=image.alpha, icc_profile=image.icc_profile, name=image.name),
             faces=chosen,
-            skipped=tuple(face for face in found if face not in chosen),
+            skipped=tuple(face for face in found if face not in chosen and "not_a_face" not in face.reasons),
             report={"seconds": round(perf_counter() - began, 2), "faces": reports},
         )
 
@@ -214,9 +216,13 @@ class Swapper:
         return mesh_BK3[0].cpu().numpy() * pixels.shape[0]
 
     def _cosine(self, pixels: np.ndarray, crop: Crop) -> float:
-        after = self.method.prepare(Crop(pixels=_recut(pixels, crop), affine=crop.affine, mesh_K3=crop.mesh_K3))
-        before = self.method.prepare(crop)
-        return round(float((after.embedding * before.embedding).sum()), 3)
+        """Identity cosine between the crop and what now stands in its place, by the network the swap was made with."""
+        nets = self.networks
+        before, after = (
+            embed(nets.identity, to_tensor(square, nets.mean_E.device), nets.mean_E)
+            for square in (crop.pixels, cut(pixels, crop.affine, crop.size))
+        )
+        return round(float((before * after).sum()), 3)
 
     def _choose(
         self,
@@ -232,7 +238,7 @@ class Swapper:
         reference = read(choice.reference, role="REFERENCE")
         (wanted, *_) = choose(self.analyser(reference.pixels), None, role="SOURCE", name=reference.name)
 
-        def embed(face: Face, pixels: np.ndarray = image.pixels) -> np.ndarray:
+        def describe(face: Face, pixels: np.ndarray = image.pixels) -> np.ndarray:
             with torch.no_grad():
                 crop = to_tensor(cut_face(pixels, face.mesh_K3, 256).pixels, self.networks.mean_E.device)
                 return self.networks.identity(chip(crop))[0].cpu().numpy()
@@ -242,8 +248,8 @@ class Swapper:
             choice,
             role=role,
             name=image.name,
-            embed=embed,
-            reference_E=embed(wanted, reference.pixels),
+            embed=describe,
+            reference_E=describe(wanted, reference.pixels),
         )
 
 
@@ -293,9 +299,3 @@ def make_render(networks: Networks, device: str) -> Render:
 def _skin(img_BCHW: torch.Tensor) -> torch.Tensor:
     """Mean colour of the middle of the face, 0…255."""
     return chip(img_BCHW)[:, :, 60:110, 40:110].mean((2, 3))
-
-
-def _recut(pixels: np.ndarray, crop: Crop) -> np.ndarray:
-    from latentswap.face.align import cut
-
-    return cut(pixels, crop.affine, crop.size)

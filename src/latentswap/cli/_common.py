@@ -77,8 +77,11 @@ def step_progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda label: lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
 
         def start(label: str) -> Callable[[int, int], None]:

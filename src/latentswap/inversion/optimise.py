@@ -2,7 +2,9 @@
 
 Both move a W+ code by Adam through the generator's cheap path. What keeps them on the manifold is the
 parametrisation: a code is one shared w plus an offset per row, in standard deviations of w, and the offsets are
-penalised; wandering rows look right at 256² and fall apart when mixed or edited.
+penalised; wandering rows look right at 256² and fall apart when mixed or edited. Rows of layers that the cheap path
+does not have (`EXACT_ROWS` on) get no offset of their own: the head that stands for those layers only approximates
+them, and an optimiser finds codes that it draws well and the generator does not.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from latentswap.seeds import generator_for
 from latentswap.shape.mesh import MeshNet, crop_mesh
 
 OnStep = Callable[[int, int], None]
+EXACT_ROWS = 11  # rows below drive the layers that the 256² path and the full generator share
 _COLOUR_ROWS = 9  # rows from here on say colour, light and texture more than who it is
 _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
 
@@ -27,8 +30,8 @@ _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the
 class InvertConfig:
     """Coefficients of `invert`; distances between codes in standard deviations of w."""
 
-    steps: int = 24
-    lr: float = 0.05
+    steps: int = 20
+    lr: float = 0.055
     pixel: float = 2.0
     identity: float = 0.5
     shape: float = 0.05
@@ -44,8 +47,8 @@ class InvertConfig:
 class RefineConfig:
     """Coefficients of `refine`: the mixer's training losses on one pair, and the target's light."""
 
-    steps: int = 44
-    lr: float = 0.03
+    steps: int = 36
+    lr: float = 0.036
     identity: float = 1.5
     latent: float = 0.2
     colour: float = 1.0
@@ -67,7 +70,9 @@ def embed(identity: DlibResNet, img_BCHW: torch.Tensor, mean_E: torch.Tensor) ->
     """Identity embedding of FFHQ-aligned crops, averaged over shifts and the mirror image: [B, E], unit length."""
     shifts = torch.tensor([[0, 0, 0, 0], [0.01, 0, 0.03, 0.03], [-0.01, 0.01, -0.03, -0.03], [0, -0.01, 0, 0.0]])
     views = [
-        chip(picture, shift.expand(len(picture), 4)) for shift in shifts for picture in (img_BCHW, img_BCHW.flip(3))
+        chip(picture, shift.expand(len(picture), 4).to(picture))
+        for shift in shifts
+        for picture in (img_BCHW, img_BCHW.flip(3))
     ]
     with torch.no_grad():
         return F.normalize(torch.stack([centred(identity(view), mean_E) for view in views]).mean(0), dim=-1)
@@ -167,18 +172,23 @@ def _descend(
     """Adam on (shared w, row offsets), both in standard deviations of w; the rate falls to zero along a cosine."""
     std_D = generator.w_std
     shared_B1D = torch.zeros_like(start_BLD[:, :1]).requires_grad_()
-    rows_BLD = torch.zeros_like(start_BLD).requires_grad_()
+    rows_BLD = torch.zeros_like(start_BLD[:, :EXACT_ROWS]).requires_grad_()
     adam = torch.optim.Adam([shared_B1D, rows_BLD], lr=config.lr, betas=(0.9, 0.99))
+
+    def moved() -> torch.Tensor:
+        missing = start_BLD.shape[1] - rows_BLD.shape[1]
+        return start_BLD + (shared_B1D + F.pad(rows_BLD, (0, 0, 0, missing))) * std_D
+
     for step in range(config.steps):
         progress = step / config.steps
         rate = config.lr * min(1.0, (step + 1) / 5) * (0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * progress))))
         for group in adam.param_groups:
             group["lr"] = rate
         adam.zero_grad(set_to_none=True)
-        ws_BLD = start_BLD + (shared_B1D + rows_BLD) * std_D
+        ws_BLD = moved()
         loss = losses(ws_BLD, generator_for(0, step, stream=5))
         loss = loss + config.near_shared * rows_BLD.square().mean() + near_start * shared_B1D.square().mean()
         loss.backward()
         adam.step()
         on_step(step + 1, config.steps)
-    return (start_BLD + (shared_B1D + rows_BLD) * std_D).detach()
+    return moved().detach()

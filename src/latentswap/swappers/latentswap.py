@@ -21,7 +21,7 @@ from torch import nn
 
 from latentswap.errors import UsageError, WeightsError
 from latentswap.inversion.encoder import trunk_features
-from latentswap.inversion.optimise import InvertConfig, RefineConfig, embed, invert, refine
+from latentswap.inversion.optimise import EXACT_ROWS, InvertConfig, RefineConfig, embed, invert, refine
 from latentswap.shape.fusion import fuse
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
@@ -241,6 +241,7 @@ class LatentSwap:
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
         with torch.no_grad():
             mesh_BK3 = crop_mesh(nets.mesh, img_BCHW)
+        ws_BLD = torch.cat([ws_BLD[:, :EXACT_ROWS], target_BLD[:, EXACT_ROWS:]], 1)
         return refine(
             nets.generator,
             nets.identity,

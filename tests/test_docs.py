@@ -1,0 +1,91 @@
+"""Every command and every Python example of the documentation runs, and the files it speaks of exist.
+
+Commands run as they are written, but for options that make them quick: one-pass inversion, one step of training.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from _face_support import astronaut
+
+from latentswap.cli.main import COMMANDS, main
+from latentswap.pipeline import Swapper
+from latentswap.weights.assets import ASSETS, asset_path
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICK = {
+    "swap": ["--inversion", "fast", "--offline"],
+    "anonymize": ["--inversion", "fast", "--offline"],
+    "invert": ["--inversion", "fast", "--offline"],
+    "sample": ["--offline"],
+    "train": ["--people", "16", "--offline"],
+    "train mixer": ["--steps", "1", "--batch", "1", "--hidden", "8"],
+}
+
+
+def commands() -> list[str]:
+    found = []
+    for path in DOCS:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.match(r"(    )?latentswap [a-z]", line):
+                found.append(line.strip().split("  #")[0].strip())
+    return sorted({line.replace("0-15", "0-1") for line in found})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, swapper):
+    """Where the examples' pictures lie. The Swapper is the tests' own, loaded once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Swapper, "from_pretrained", classmethod(lambda cls, **_: swapper))
+    image = PIL.Image.fromarray(astronaut())
+    (tmp_path / "pictures").mkdir()
+    for name in ("me.jpg", "her.jpg", "picture.jpg", "party.jpg", "pictures/one.jpg"):
+        image.save(tmp_path / name)
+    asset = asset_path("population")
+    (tmp_path / "FILE").symlink_to(asset)
+    return tmp_path
+
+
+def test_there_are_examples():
+    assert {line.split()[1] for line in commands()} >= {"swap", "anonymize", "sample", "invert", "train", "models"}
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "NAME" not in line])
+def test_command(folder, line):
+    words = shlex.split(line)[1:]
+    options = [option for name, extra in QUICK.items() if line[11:].startswith(name) for option in extra]
+    assert words[0] in COMMANDS
+    assert main([*words, *options]) == 0
+
+
+def test_python_example(folder):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own README
+    assert (folder / "out.png").exists()
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_every_asset_ships_and_says_what_it_is():
+    from latentswap.weights.header import read_header
+
+    for name in ASSETS:
+        assert read_header(asset_path(name)).metadata["kind"]
+    assert sum(asset_path(name).stat().st_size for name in ASSETS) < 100e6
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("src/latentswap/\n") : text.index("## Limits")]
+    named = set(re.findall(r"\b([a-z]+)/", tree)) - {"latentswap", "src"}
+    there = {path.name for path in (ROOT / "src/latentswap").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert named == there
