@@ -3,15 +3,18 @@ PYTHON ?= python3
 SOURCE ?=
 TARGET ?=
 OUT ?= out/swap.png
+RUNS ?= runs/default
+DEVICE ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo swap test test-all lint format bench clean
+.PHONY: help venv demo swap test test-all lint format bench train-default clean
 
 help:
 	@echo "make demo                              faces that do not exist, swapped and anonymised: see out/"
 	@echo "make swap SOURCE=me.jpg TARGET=you.jpg [OUT=out/swap.png]"
+	@echo "make train-default [RUNS=runs/default] the shipped networks, trained from nothing; the same command continues"
 	@echo "make test | test-all | lint | format | bench | clean"
 
 venv: $(STAMP)
@@ -51,6 +54,16 @@ test-all: lint
 bench: $(STAMP)
 	$(BIN)/latentswap models fetch
 	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+# Head, people, population, encoder, mixer: with the defaults of `latentswap train` the settings of the shipped files.
+TRAIN := $(BIN)/latentswap train
+train-default: $(STAMP)
+	$(BIN)/latentswap models fetch
+	$(TRAIN) head -o $(RUNS)/head
+	$(TRAIN) people -o $(RUNS)/people --workers 2 --device $(DEVICE)
+	$(TRAIN) population -o $(RUNS)/population --people-from $(RUNS)/people --device $(DEVICE)
+	$(TRAIN) encoder -o $(RUNS)/encoder --people-from $(RUNS)/people --device $(DEVICE)
+	$(TRAIN) mixer -o $(RUNS)/mixer --people-from $(RUNS)/people --encoder $(RUNS)/encoder/encoder.safetensors --device $(DEVICE)
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis

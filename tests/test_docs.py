@@ -22,6 +22,7 @@ QUICK = {
     "anonymize": ["--inversion", "fast", "--offline"],
     "invert": ["--inversion", "fast", "--offline"],
     "sample": ["--offline"],
+    "evaluate": ["--inversion", "fast", "--offline"],
     "train": ["--people", "16", "--offline"],
     "train mixer": ["--steps", "1", "--batch", "1", "--hidden", "8"],
 }
@@ -33,7 +34,7 @@ def commands() -> list[str]:
         for line in path.read_text(encoding="utf-8").splitlines():
             if re.match(r"(    )?latentswap [a-z]", line):
                 found.append(line.strip().split("  #")[0].strip())
-    return sorted({line.replace("0-15", "0-1") for line in found})
+    return sorted({line.replace("0-15", "0-1").replace("--retrieval 100", "--retrieval 5") for line in found})
 
 
 @pytest.fixture
@@ -45,9 +46,21 @@ def folder(tmp_path, monkeypatch, swapper):
     (tmp_path / "pictures").mkdir()
     for name in ("me.jpg", "her.jpg", "picture.jpg", "party.jpg", "pictures/one.jpg"):
         image.save(tmp_path / name)
+    (tmp_path / "pairs").mkdir()
+    for name in ("her.jpg", "party.jpg", "picture.jpg", "swapped/picture.png"):
+        (tmp_path / "pairs" / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / "pairs" / name)
+    (tmp_path / "pairs" / "pairs.csv").write_text(listed_pairs())
     asset = asset_path("population")
     (tmp_path / "FILE").symlink_to(asset)
     return tmp_path
+
+
+def listed_pairs() -> str:
+    """The list of docs/evaluation.md."""
+    lines = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("    source,target,result")
+    return "\n".join(line.strip() for line in lines[start : start + 3])
 
 
 def test_there_are_examples():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentswap.face.align import move_mesh
-from latentswap.face.mask import face_mask
+from latentswap.face.mask import face_mask, far_side
 from latentswap.shape import topology as T
 
 SIZE = 512
@@ -69,3 +69,38 @@ def test_stays_in_range_wherever_the_face_lies(angle, scale, x, y):
     mask = face_mask(move_mesh(mean_mesh_px(SIZE), similarity(angle=angle, scale=scale, x=x, y=y)), SIZE)
     assert np.isfinite(mask).all()
     assert 0 <= mask.min() <= mask.max() <= 1
+
+
+def turned(yaw: float) -> np.ndarray:
+    """The mean mesh turned about the vertical axis; positive: the person's left cheek moves away."""
+    mesh = mean_mesh_px(SIZE)
+    centre = mesh.mean(axis=0)
+    angle = np.deg2rad(yaw)
+    x, y, z = (mesh - centre).T
+    return np.stack([x * np.cos(angle) - z * np.sin(angle), y, z * np.cos(angle) + x * np.sin(angle)], axis=1) + centre
+
+
+def test_the_far_cheek_keeps_to_what_both_faces_cover():
+    narrow = turned(24)
+    wide = narrow.copy()
+    middle = narrow[T.NOSE_BRIDGE[0], 0]
+    wide[:, 0] += np.maximum(narrow[:, 0] - middle, 0) * 0.3  # only the far cheek stands out
+    row = int(narrow[T.NOSE_TIP, 1])
+
+    def ends(mask: np.ndarray) -> int:
+        return int(np.flatnonzero(mask[row] > 0.5).max())
+
+    both, flat = face_mask(narrow, SIZE, other_K3=wide), face_mask(narrow[:, :2], SIZE, other_K3=wide[:, :2])
+    assert ends(both) < ends(flat) - 8
+    assert abs(ends(both) - ends(face_mask(narrow, SIZE))) <= 8
+    assert np.array_equal(both[:, : int(middle) - 10], flat[:, : int(middle) - 10])
+
+
+def test_a_mirrored_head_has_a_mirrored_mask():
+    mesh = turned(35)
+    mirrored = mesh * (-1, 1, 1) + (SIZE, 0, 0)
+    assert far_side(mesh, SIZE)[:, SIZE - 60].max() > 0.9
+    assert not far_side(turned(5), SIZE).any()
+    swapped = mirrored.copy()
+    swapped[[234, 454]] = mirrored[[454, 234]]
+    np.testing.assert_allclose(far_side(swapped, SIZE), far_side(mesh, SIZE)[:, ::-1], atol=1e-6)

@@ -88,7 +88,7 @@ def test_an_unchanged_crop_of_a_photograph_returns_it(scale, mask):
     affine = similarity(angle=-5, scale=scale, x=0, y=0)
     affine[:, 2] = (SIZE / 2, SIZE * 0.55) - affine[:, :2] @ (226, 128)
     crop = cut(photo, affine, SIZE)
-    difference = np.abs(paste(photo, crop, affine, mask, target_crop=crop).astype(int) - photo)
+    difference = np.abs(paste(photo, crop, affine, mask, target_crop=crop, grain=False).astype(int) - photo)
     inside = weight_in_picture(mask, affine, 512, 512) > 0.5
     assert difference[inside].mean() < 1.5
     assert np.quantile(difference[inside], 0.95) <= 6
@@ -175,3 +175,34 @@ def test_inverse_used_for_pasting_matches_cutting(mask):
     rows, columns = np.nonzero(changed)
     expected = move_points(np.array([[256.0, 256.0]]), invert_affine(affine))[0]
     assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx(expected, abs=0.8)
+
+
+@pytest.mark.parametrize("place", ["small", "equal", "large"])
+def test_a_noisy_photo_gets_a_noisy_face(place, mask):
+    clean = smooth_picture(600, 560).astype(float)
+    picture = np.clip(np.rint(clean + np.random.default_rng(3).normal(0, 6, clean.shape)), 0, 255).astype(np.uint8)
+    swap = cut(clean.astype(np.uint8), PLACES[place], SIZE)
+    crop = cut(picture, PLACES[place], SIZE)
+    inside = weight_in_picture(mask, PLACES[place], 600, 560) > 0.99
+    noisy, plain = (paste(picture, swap, PLACES[place], mask, target_crop=crop, grain=g) - clean for g in (True, False))
+    assert plain[inside].std() < 2.5
+    if place == "small":  # too few flat places to tell noise from features: none is added
+        assert noisy[inside].std() == plain[inside].std()
+    else:
+        assert noisy[inside].std() == pytest.approx(6, rel=0.2)
+
+
+def test_a_clean_photo_gets_no_noise(mask):
+    picture = smooth_picture(600, 560)
+    crop = cut(picture, PLACES["equal"], SIZE)
+    swap = np.clip(crop.astype(int) + 9, 0, 255).astype(np.uint8)
+    with_grain, without = (
+        paste(picture, swap, PLACES["equal"], mask, target_crop=crop, grain=g) for g in (True, False)
+    )
+    assert np.array_equal(with_grain, without)
+
+
+def test_darkened_highlights_do_not_glare():
+    curve = tone_curve(200, 90)
+    assert (curve[225] - curve[200]) / 25 < 1.0  # a gain of 0.45 with at most twice its contrast above
+    assert curve[255] > 150  # teeth and eyes stay light

@@ -17,7 +17,8 @@ from skimage.data import astronaut
 from latentswap.errors import WeightsError
 from latentswap.face.align import cut_face
 from latentswap.runtime.mesh import MeshRunner, Roi, cut_roi
-from latentswap.shape.mesh import MESH_KIND, MESH_SIZE, MeshNet, crop_mesh, parse_graph
+from latentswap.shape.graph import parse_graph
+from latentswap.shape.mesh import MESH_KIND, MESH_SIZE, MeshNet, crop_mesh
 from latentswap.weights.convert.tflite import convert_mesh
 
 FACE = Roi(226.0, 120.0, 200.0, 0.0)  # about the astronaut's face
@@ -133,10 +134,11 @@ def test_unusable_members_are_refused(members: dict[str, bytes]) -> None:
 
 def test_another_network_is_refused(default_weights: Callable[..., Path]) -> None:
     with pytest.raises(WeightsError, match="use the pinned file"):
-        convert_mesh({"face_landmark.tflite": default_weights("mediapipe-iris").read_bytes()})
+        convert_mesh({"face_landmark.tflite": default_weights("mediapipe-iris", "iris_landmark.tflite").read_bytes()})
 
 
 NAMES = frozenset({"w", "b", "s"})
+OUTPUTS = frozenset({"mesh", "score"})
 
 
 def small_graph() -> dict[str, Any]:
@@ -153,7 +155,7 @@ def small_graph() -> dict[str, Any]:
 
 
 def test_a_sound_graph_is_accepted() -> None:
-    graph = parse_graph(json.dumps(small_graph()), NAMES)
+    graph = parse_graph(json.dumps(small_graph()), NAMES, OUTPUTS)
     assert [op.kind for op in graph.ops] == ["conv", "prelu", "add"]
 
 
@@ -197,7 +199,7 @@ def test_a_bad_graph_is_refused(path: tuple[Any, ...], value: object) -> None:
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(WeightsError):
-        parse_graph(json.dumps(graph), NAMES)
+        parse_graph(json.dumps(graph), NAMES, OUTPUTS)
 
 
 @settings(max_examples=200, deadline=None)
@@ -205,13 +207,13 @@ def test_a_bad_graph_is_refused(path: tuple[Any, ...], value: object) -> None:
     st.sampled_from(["input", "outputs", "ops", "op", "in", "out"]), x), max_leaves=12))  # fmt: skip
 def test_arbitrary_json_is_refused_cleanly(value: object) -> None:
     with pytest.raises(WeightsError):
-        parse_graph(json.dumps(value), NAMES)
+        parse_graph(json.dumps(value), NAMES, OUTPUTS)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "x" * 300_000])
 def test_text_that_is_no_graph_is_refused(text: str) -> None:
     with pytest.raises(WeightsError):
-        parse_graph(text, NAMES)
+        parse_graph(text, NAMES, OUTPUTS)
 
 
 def test_tensors_that_do_not_fit_the_graph_are_refused(

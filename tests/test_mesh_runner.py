@@ -92,7 +92,7 @@ def test_unusable_files_are_refused(tmp_path: Path, content: bytes | None) -> No
 
 def test_another_network_is_refused(default_weights: Callable[..., Path]) -> None:
     with pytest.raises(WeightsError, match="is not MediaPipe's"):
-        MeshRunner(default_weights("mediapipe-iris"))
+        MeshRunner(default_weights("mediapipe-iris", "iris_landmark.tflite"))
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,18 +1,23 @@
 """The training loop: resumable, deterministic, stopped by the first bad number; and the trainees on real networks."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from latentswap.cli.main import main
 from latentswap.errors import UsageError
+from latentswap.inversion.encoder import FEATURES, EncoderConfig, FeatureEncoder
 from latentswap.seeds import generator_for
-from latentswap.swappers.latentswap import LatentMixer, MixerConfig
-from latentswap.train.bank import Bank, build_bank
+from latentswap.swappers.mixer import LatentMixer, MixerConfig
+from latentswap.train.augment import augment, jpeg
+from latentswap.train.bank import Bank, BankConfig, build_bank, part_path, people
+from latentswap.train.encoder import EncoderTrainee, EncoderTraining
 from latentswap.train.loop import LoopConfig, NonFiniteLossError, learning_rate, train
 from latentswap.train.mixer import MixerTrainee, MixerTraining
 from latentswap.train.sample import BROADCAST, CodeConfig, sample_codes
@@ -122,34 +127,102 @@ def test_codes_follow_their_configuration(networks):
         CodeConfig(psi_min=0.9, psi_max=0.1)
 
 
+BANK = BankConfig(people=20, views=2, seed=4)
+
+
 @pytest.fixture(scope="module")
-def bank(networks) -> Bank:
-    return build_bank(networks.generator, networks.identity, networks.mesh, count=20, seed=4, codes=CodeConfig())
+def bank_folder(networks, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    build_bank(networks.generator, networks.identity, networks.mesh, folder, BANK)
+    return folder
 
 
-def test_a_bank_is_kept_as_it_was(bank, networks, tmp_path):
-    bank.save(tmp_path / "bank.safetensors", seed=4)
-    again = Bank.load(tmp_path / "bank.safetensors")
-    assert torch.equal(bank.codes_NLD, again.codes_NLD) and torch.equal(bank.mesh_NK3, again.mesh_NK3)
-    shorter = build_bank(networks.generator, networks.identity, networks.mesh, count=6, seed=4, codes=CodeConfig())
-    assert torch.allclose(shorter.embedding_NE, bank.embedding_NE[:6], atol=1e-4)
+@pytest.fixture(scope="module")
+def bank(bank_folder) -> Bank:
+    return Bank.load(bank_folder, BANK)
+
+
+def test_a_bank_is_a_function_of_seed_and_index(bank, networks):
+    some = people(networks.generator, networks.identity, networks.mesh, BANK, range(8, 14))
+    assert torch.equal(some.codes_NLD, bank.codes_NLD[8:14])
+    assert torch.allclose(some.embedding_NE, bank.embedding_NE[8:14], atol=1e-4)
+    assert torch.allclose(some.features_NVF.float(), bank.features_NVF[8:14].float(), atol=2e-2, rtol=2e-2)
+    assert bank.features_NVF.shape == (20, 2, FEATURES) and bank.thumbnails_N3HW.shape == (20, 3, 64, 64)
+
+
+def test_parts_that_are_there_stay_and_other_settings_are_refused(bank_folder, networks):
+    before = part_path(bank_folder, 0).stat().st_mtime_ns
+    build_bank(networks.generator, networks.identity, networks.mesh, bank_folder, BANK)
+    assert part_path(bank_folder, 0).stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="other settings"):
+        Bank.load(bank_folder, replace(BANK, seed=5))
+
+
+def test_processes_share_the_parts(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentswap.train.bank.PART", 8)
+    for share in ((0, 2), (1, 2)):
+        build_bank(networks.generator, networks.identity, networks.mesh, tmp_path, BANK, share=share)
+    assert len(Bank.load(tmp_path, BANK)) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"people-000{k}.safetensors" for k in range(3)]
+
+
+def test_augmentation_changes_the_picture_and_little_of_what_is_in_it(networks):
+    person = networks.generator.w_avg.expand(1, 16, -1)
+    with torch.no_grad():
+        img_BCHW = networks.generator.synthesis(person, resolution=256).clamp(-1, 1)
+    seen = [augment(img_BCHW, generator_for(0, k)) for k in range(12)]
+    again = augment(img_BCHW, generator_for(0, 3))
+    assert torch.equal(seen[3], again) and all(x.shape == img_BCHW.shape and x.abs().max() <= 1 for x in seen)
+    change = torch.stack([(x - img_BCHW).abs().mean() for x in seen])
+    assert change.min() > 0.01 and change.median() < 0.3
+
+
+def test_jpeg_keeps_what_pillow_keeps(networks):
+    """Against Pillow's encoder at the same quality, on a grey picture: its table for colour differs from ours."""
+    with torch.no_grad():
+        img = networks.generator.synthesis(networks.generator.w_avg.expand(1, 16, -1), resolution=256)[0].clamp(-1, 1)
+    img = (img.mean(0, keepdim=True).expand(3, -1, -1) + 1).mul(127.5).round().div(127.5) - 1
+    pixels = ((img + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+    for quality in (25, 60, 90):
+        file = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+        theirs = torch.from_numpy(np.array(PIL.Image.open(file))).permute(2, 0, 1).float() / 127.5 - 1
+        ours = jpeg(img, quality)
+        assert (ours - theirs).abs().mean() < 0.6 * (ours - img).abs().mean()
+
+
+def test_the_encoder_learns_codes_and_pictures(networks, bank, tmp_path):
+    training = EncoderTraining(encoder=EncoderConfig(width=16), batch=8, image=1, image_from=4, held_out=4)
+    trainee = EncoderTrainee(networks.generator, networks.identity, networks.mesh, bank, training)
+    assert set(trainee.losses(0)) == {"total", "code"}
+    assert set(trainee.losses(4)) == {"total", "code", "identity", "shape", "keep", "picture"}
+    before = float(np.mean([float(trainee.losses(k)["code"].detach()) for k in range(3)]))
+    train(trainee, LoopConfig(out=tmp_path, steps=30, lr=3e-3, warmup=1))
+    trainee.config = replace(training, image=0)
+    after = float(np.mean([float(trainee.losses(k)["code"].detach()) for k in range(3)]))
+    assert after < 0.8 * before
+    trainee.encoder.save(tmp_path / "encoder.safetensors", summary={})
+    again = FeatureEncoder.load(tmp_path / "encoder.safetensors")
+    features = bank.features_NVF[:3, 0].float()
+    assert torch.allclose(again(features), trainee.encoder.eval()(features), atol=2e-2)
+    assert again.config.width == 16
 
 
 def test_the_mixers_losses_fall_and_only_the_mixer_learns(networks, bank, tmp_path):
-    training = MixerTraining(mixer=MixerConfig(hidden=(32,)), batch=2, jitter=0.0)
-    trainee = MixerTrainee(networks.generator, networks.identity, networks.mesh, bank, training)
-    assert set(trainee.losses(0)) == {"total", "identity", "latent", "shape", "keep"}
+    training = MixerTraining(mixer=MixerConfig(hidden=(32,), rows=11, identity_dim=128), batch=2, jitter=0.0)
+    trainee = MixerTrainee(networks.generator, networks.identity, networks.mesh, bank, training, networks.encoder)
+    assert set(trainee.losses(0)) == {"total", "identity", "latent", "colour", "away", "shape", "keep"}
     trainee.losses = lambda step, real=trainee.losses: real(0)  # one batch over and over
     before = trainee.losses(0)
     train(trainee, LoopConfig(out=tmp_path, steps=8, lr=3e-3, warmup=1))
     after = trainee.losses(0)
     assert after["total"] < before["total"] and after["identity"] < before["identity"]
-    assert not any(p.requires_grad for p in networks.generator.parameters())
-    assert trainee.sample_sheet().shape == (768, 2048, 3)
+    assert not any(p.requires_grad for p in [*networks.generator.parameters(), *networks.encoder.parameters()])
+    assert trainee.sample_sheet().shape == (1024, 2048, 3)
 
 
-def test_without_shape_and_keep_no_mesh_is_made(networks, bank):
-    training = MixerTraining(mixer=MixerConfig(hidden=(8,)), batch=1, shape=0, keep=0)
+def test_a_loss_of_weight_0_is_not_computed(networks, bank):
+    training = MixerTraining(mixer=MixerConfig(hidden=(8,)), batch=1, shape=0, keep=0, colour=0, away=0)
     trainee = MixerTrainee(networks.generator, networks.identity, networks.mesh, bank, training)
     assert set(trainee.losses(0)) == {"total", "identity", "latent"}
 

@@ -16,6 +16,23 @@ def identity_loss(embedding_BE: torch.Tensor, source_BE: torch.Tensor) -> torch.
     return (1 - (embedding_BE * source_BE).sum(-1)).mean()
 
 
+def away_loss(
+    embedding_BE: torch.Tensor,
+    target_BE: torch.Tensor,
+    *,
+    bound: float = 0.0,
+    weight_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean of max(0, cos − bound) to the identity that is to be replaced; both of unit length. Ours, not the paper's.
+
+    `weight_B`: 0 for those that do not count (a person onto themselves).
+    """
+    excess_B = ((embedding_BE * target_BE).sum(-1) - bound).clamp_min(0)
+    if weight_B is None:
+        return excess_B.mean()
+    return (excess_B * weight_B).sum() / weight_B.sum().clamp_min(1)
+
+
 def latent_penalty(
     ws_BLD: torch.Tensor, target_BLD: torch.Tensor, w_std_D: torch.Tensor, *, rows: int | None = None
 ) -> torch.Tensor:

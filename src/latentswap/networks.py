@@ -9,8 +9,9 @@ from latentswap.generators.mobile import MobileStyleGAN
 from latentswap.identity.dlib_resnet import DlibResNet
 from latentswap.inversion.encoder import FeatureEncoder
 from latentswap.shape.fusion import ShapeModel, default_shape_model
+from latentswap.shape.iris import IrisNet
 from latentswap.shape.mesh import MeshNet
-from latentswap.swappers.latentswap import LatentMixer
+from latentswap.swappers.mixer import LatentMixer
 from latentswap.weights.assets import asset_path
 from latentswap.weights.fetch import weights_path
 from latentswap.weights.load import load_tensors
@@ -23,6 +24,7 @@ class Networks:
     generator: MobileStyleGAN
     identity: DlibResNet
     mesh: MeshNet
+    iris: IrisNet
     encoder: FeatureEncoder
     mixer: LatentMixer
     mean_E: torch.Tensor  # mean identity embedding of generated people: what `centred` subtracts
@@ -60,6 +62,7 @@ def load_networks(
         generator=generator,
         identity=identity,
         mesh=mesh,
+        iris=IrisNet.load(weights_path("mediapipe-iris", offline=offline, progress=progress)).to(device),
         encoder=FeatureEncoder.load(asset_path("encoder")).to(device),
         mixer=LatentMixer.load(asset_path("mixer")).to(device),
         mean_E=population["identity.mean_E"].to(device),

@@ -5,6 +5,7 @@ SOURCE once: decode → detect → align → prepare; then swap many.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -17,26 +18,34 @@ from latentswap.errors import UsageError
 from latentswap.face.align import cut, cut_face
 from latentswap.face.analyse import FaceAnalyser
 from latentswap.face.mask import face_mask
+from latentswap.face.occlusion import occlusion
 from latentswap.face.paste import paste
 from latentswap.face.select import FaceChoice, choose, parse_faces
-from latentswap.identity.dlib_resnet import centred, chip
+from latentswap.identity.dlib_resnet import chip
+from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.optimise import embed
 from latentswap.media.atomic import write_atomic
-from latentswap.media.image import as_image, check_output_path, decode, encode
+from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
 from latentswap.provenance.mark import xmp_packet
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
-from latentswap.swappers.latentswap import Inversion, LatentSwap, Render, to_pixels, to_tensor
+from latentswap.swappers.latentswap import Inversion, LatentSwap, Render, average, to_pixels, to_tensor
 from latentswap.types import Crop, Face, Image, SwapResult
 from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
 CROP_SIZE = 1024
 
-_CANDIDATES = 24  # fictional people that one replacement is chosen from
-_FAR_ENOUGH = 0.05  # centred cosine below which two people are strangers: half of all unrelated pairs
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inverted:
+    """What `Swapper.invert` found."""
+
+    prepared: Prepared
+    picture: Image
+    delta: GeneratorDelta | None = None  # of pivotal tuning
 
 
 class Swapper:
@@ -57,11 +66,12 @@ class Swapper:
         *,
         method: Literal["latentswap"] = "latentswap",
         inversion: Inversion = "refine",
+        tuned: str | Path | None = None,
         device: str = "cpu",
         offline: bool = False,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> "Swapper":
-        """The default networks, fetched at first use.
+        """The default networks, fetched at first use. tuned: a generator delta that `invert` wrote.
 
         Raises UsageError for an unknown method, inversion or device, WeightsError when networks cannot be had.
         """
@@ -69,14 +79,23 @@ class Swapper:
             raise UsageError(f"method is {method!r}; there is: latentswap.")
         check_device(device)
         networks = load_networks(device=device, offline=offline, progress=progress)
+        if tuned is not None:
+            delta = GeneratorDelta.load(tuned, networks.generator)
+            networks = replace(networks, generator=delta.apply(networks.generator))
         swapping = LatentSwap(networks, make_render(networks, device), inversion=inversion)
         return cls(networks, swapping, FaceAnalyser.load(offline=offline))
 
-    def prepare(self, source: Picture, *, faces: str | FaceChoice | None = None) -> Prepared:
-        """Look at a SOURCE once: a picture with one face (or a choice of one), or a file that `invert` wrote.
+    def prepare(self, source: Picture | Sequence[Picture], *, faces: str | FaceChoice | None = None) -> Prepared:
+        """Look at a SOURCE once: a picture with one face (or a choice of one), several pictures or a folder of them
+        that show one person, or a file that `invert` wrote.
 
-        Raises BadInputError for a picture that cannot be read, NoFaceError when no face or no single face is meant.
+        Raises BadInputError for a picture that cannot be read, NoFaceError when no face or no single face is meant,
+        UsageError when several pictures show different people.
         """
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            source = pictures_in(Path(source), role="SOURCE")
+        if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+            return average([self.prepare(one, faces=faces) for one in source])
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
             generator = self.networks.generator
             return Prepared.load(Path(source), num_ws=generator.num_ws, w_dim=generator.w_dim)
@@ -86,18 +105,20 @@ class Swapper:
 
     def swap(
         self,
-        source: Prepared | Picture,
+        source: Prepared | Picture | Sequence[Picture],
         target: Picture,
         *,
         faces: str | FaceChoice | None = None,
         strength: float = 1.0,
         layers: tuple[int, ...] | None = None,
+        occluders: bool = True,
         on_step: OnStep = no_progress,
     ) -> SwapResult:
         """The TARGET picture with the source's face in place of every face (or of those chosen).
 
         faces: `all` (default), `largest`, a number, or `match:REFERENCE.jpg`. strength: 0 keeps the target's identity,
-        1 takes the source's. layers: rows of W+ that are swapped; None for all. on_step: (steps done, steps in all).
+        1 takes the source's. layers: rows of W+ that are swapped; None for all. occluders: keep what lies in front of
+        the target's face (`face.occlusion`). on_step: (steps done, steps in all).
         Raises UsageError, BadInputError and NoFaceError.
         """
         if not 0 <= strength <= 1:
@@ -108,47 +129,27 @@ class Swapper:
             faces,
             on_step,
             lambda crop, index, step: self.method.swap(prepared, crop, strength=strength, layers=layers, on_step=step),
+            occluders=occluders,
         )
 
     def anonymize(
-        self, target: Picture, *, faces: str | FaceChoice | None = None, seed: int = 0, on_step: OnStep = no_progress
+        self,
+        target: Picture,
+        *,
+        faces: str | FaceChoice | None = None,
+        seed: int = 0,
+        keep: str = "all",
+        on_step: OnStep = no_progress,
     ) -> SwapResult:
         """The TARGET picture with people who do not exist. The same seed gives the same people.
 
-        For every face a stranger to it is drawn (`stranger`). The report gives the identity cosine to the original that
-        was reached, by the network the swap was made with.
+        keep: what a replacement shares with the original, of `age,sex,skin`; `all` or `none`. For a job of many
+        pictures use `anonymize.Anonymizer`, which also remembers who replaced whom. Raises NotAnonymisedError when a
+        face still resembles its original, UsageError, BadInputError and NoFaceError.
         """
-        return self._replace(
-            target,
-            faces,
-            on_step,
-            lambda crop, index, step: self.method.swap(self.stranger(crop, seed=seed + index), crop, on_step=step),
-        )
+        from latentswap.anonymize import Anonymizer, parse_keep
 
-    def stranger(self, crop: Crop, *, seed: int) -> Prepared:
-        """A person who does not exist and is not the one in the crop.
-
-        Of 24 drawn, those whose identity cosine to the original is at most 0.05 are strangers; the one of them that is
-        likest in pose and skin colour is taken.
-        """
-        nets = self.networks
-        original = self.method.prepare(crop)
-        skin = _skin(to_tensor(crop.pixels, nets.mean_E.device))
-        best: tuple[tuple[bool, float], torch.Tensor] | None = None
-        for index in range(_CANDIDATES):
-            ws_BLD = person(nets, seed=seed, index=index)
-            with torch.no_grad():
-                img_BCHW = nets.generator.synthesis(ws_BLD, resolution=256)
-                embedding_BE = centred(nets.identity(chip(img_BCHW)), nets.mean_E)
-                pose = 100 * float((crop_mesh(nets.mesh, img_BCHW) - original.mesh)[..., :2].abs().mean())
-            cosine = float((embedding_BE * original.embedding).sum())
-            colour = float((_skin(img_BCHW) - skin).abs().mean())
-            known = cosine > _FAR_ENOUGH
-            rank = (known, cosine if known else colour / 20 + pose / 2)
-            if best is None or rank < best[0]:
-                best = (rank, ws_BLD)
-        assert best is not None  # noqa: S101 - there is always a first candidate
-        return self.method.prepare_code(best[1], name=f"person of seed {seed}")
+        return Anonymizer(self, seed=seed, keep=parse_keep(keep))(target, faces=faces, on_step=on_step)
 
     def sample(self, seeds: Sequence[int], *, truncation_psi: float = 0.7) -> list[Image]:
         """People who do not exist, at 1024²: one Image a seed."""
@@ -159,16 +160,22 @@ class Swapper:
 
     def invert(
         self, source: Picture, *, faces: str | FaceChoice | None = None, on_step: OnStep = no_progress
-    ) -> tuple[Prepared, Image]:
-        """A photograph's face as a W+ code, and the picture that the code makes."""
+    ) -> Inverted:
+        """A photograph's face as a W+ code, and the picture that the code makes; with `tune` also the generator's
+        change that makes it resemble the photograph."""
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
         prepared = self.method.prepare(crop, name=image.name)
-        w_plus = self.method.invert(crop, on_step=on_step)
-        return (
-            Prepared(w_plus=w_plus, embedding=prepared.embedding, mesh=prepared.mesh, name=image.name),
-            Image(pixels=self.method.render(w_plus)[0], name=image.name),
+        w_plus, delta, render = self.method.invert(crop, on_step=on_step), None, self.method.render
+        if self.method.inversion == "tune":
+            delta = self.method.tune(crop, w_plus, on_step=on_step)
+            tuned = delta.apply(self.networks.generator)
+            render = make_render(replace(self.networks, generator=tuned), "cpu")
+        return Inverted(
+            prepared=replace(prepared, w_plus=w_plus),
+            picture=Image(pixels=render(w_plus)[0], name=image.name),
+            delta=delta,
         )
 
     def write(self, result: SwapResult | Image, path: str | Path, *, quality: int = 95) -> None:
@@ -188,9 +195,11 @@ class Swapper:
         target: Picture,
         faces: str | FaceChoice | None,
         on_step: OnStep,
-        replace: Callable[[Crop, int, OnStep], np.ndarray],
+        work: Callable[[Crop, int, OnStep], np.ndarray],
+        *,
+        occluders: bool = False,
     ) -> SwapResult:
-        """detect → align → `replace` → paste back, for every chosen face of a TARGET."""
+        """detect → align → `work` → paste back, for every chosen face of a TARGET."""
         began = perf_counter()
         image = read(target, role="TARGET")
         found = self.analyser(image.pixels)
@@ -198,8 +207,10 @@ class Swapper:
         pixels, reports = image.pixels, []
         for index, face in enumerate(chosen):
             crop = cut_face(pixels, face.mesh_K3, CROP_SIZE)
-            swapped = replace(crop, index, lambda done, total, i=index: on_step(i * total + done, len(chosen) * total))
+            swapped = work(crop, index, lambda done, total, i=index: on_step(i * total + done, len(chosen) * total))
             mask = face_mask(crop.mesh_K3, CROP_SIZE, other_K3=self._mesh(swapped))
+            if occluders:
+                mask = mask * (1 - occlusion(crop.pixels, crop.mesh_K3, self.method.reconstruction(crop)))
             pixels = paste(pixels, swapped, crop.affine, mask, target_crop=crop.pixels)
             reports.append({"box": [round(v) for v in face.box], "cosine_to_original": self._cosine(pixels, crop)})
         return SwapResult(
@@ -294,8 +305,3 @@ def make_render(networks: Networks, device: str) -> Render:
 
     synthesis = OpenVINOSynthesis(networks.generator, cache_dir=cache_root() / "runtime")
     return lambda ws_BLD: to_pixels(torch.from_numpy(synthesis(ws_BLD.detach().cpu().numpy())))
-
-
-def _skin(img_BCHW: torch.Tensor) -> torch.Tensor:
-    """Mean colour of the middle of the face, 0…255."""
-    return chip(img_BCHW)[:, :, 60:110, 40:110].mean((2, 3))

@@ -8,8 +8,14 @@ import tyro
 from latentswap.errors import UsageError
 
 Inversion = Annotated[
-    Literal["fast", "refine"],
-    tyro.conf.arg(help="fast: one pass, about 2 s. refine: codes are optimised on the pair, about 30 s, much better"),
+    Literal["fast", "refine", "tune"],
+    tyro.conf.arg(
+        help="fast: one pass, a second. refine: codes are optimised on the pair, a quarter of a minute, much closer to "
+        "the source. tune: the generator is tuned to the photograph first, some minutes"
+    ),
+]
+Tuned = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="a generator delta that `invert --inversion tune` wrote")
 ]
 Faces = Annotated[str, tyro.conf.arg(help="all | largest | INDEX (0 is the largest) | match:REFERENCE.jpg")]
 Strength = Annotated[float, tyro.conf.arg(help="0 keeps the target's identity, 1 takes the source's")]
@@ -19,8 +25,6 @@ Layers = Annotated[
 Device = Annotated[str, tyro.conf.arg(help="cpu, or a torch device such as cuda")]
 Offline = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="do not use the network")]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")]
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 
 
 def parse_numbers(text: str, *, what: str, highest: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The `latentswap` command: finds the chosen command, imports it alone, and turns errors into exit codes.
 
 Exit codes: 0 done · 1 a bug · 2 usage · 3 bad input · 4 no usable face · 5 weights · 6 resources · 7 provenance ·
-130 interrupted.
+8 not anonymised · 130 interrupted.
 """
 
 import difflib
@@ -21,10 +21,11 @@ from latentswap.errors import LatentSwapError, ResourceError, UsageError
 # a dictionary of such functions by subcommand. Closed: nothing else can be run.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "swap": ("latentswap.cli.swap", "swap", "put the face of one picture on the faces of another"),
-    "anonymize": ("latentswap.cli.swap", "anonymize", "replace faces by people who do not exist"),
+    "anonymize": ("latentswap.cli.anonymize", "anonymize", "replace faces by people who do not exist"),
     "sample": ("latentswap.cli.sample", "sample", "make pictures of people who do not exist"),
     "invert": ("latentswap.cli.sample", "invert", "find the latent code of a face, to use it as a source again"),
     "train": ("latentswap.cli.train", "COMMANDS", "train the project's own networks (mixer | population)"),
+    "evaluate": ("latentswap.cli.evaluate", "COMMANDS", "measure swaps: identity, pose, expression, seams (pairs)"),
     "models": ("latentswap.cli.models", "COMMANDS", "list, fetch and describe the networks (list | fetch | info)"),
     "doctor": ("latentswap.cli.doctor", "doctor", "check the installation, the cache and the networks"),
 }

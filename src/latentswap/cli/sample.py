@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from latentswap.cli._common import Json, emit, step_progress
-from latentswap.cli._options import Device, Faces, Inversion, Offline, Output, parse_numbers
+from latentswap.cli._options import Device, Faces, Inversion, Offline, Output, Tuned, parse_numbers
 from latentswap.cli.swap import check_faces, load
 from latentswap.errors import UsageError
 
@@ -62,6 +62,7 @@ def invert(
     out: Output,
     preview: Path | None = None,
     inversion: Inversion = "refine",
+    tuned: Tuned = None,
     faces: Faces = "",
     device: Device = "cpu",
     offline: Offline = False,
@@ -71,7 +72,8 @@ def invert(
 
     Args:
         image: A picture of one person.
-        out: Where to write the code: a .safetensors file.
+        out: Where to write the code: a .safetensors file. With --inversion tune the change of the generator goes
+            beside it, as NAME.delta.safetensors.
         preview: Where to write the picture that the code makes, if anywhere.
         faces: Which face, when the picture shows several.
     """
@@ -81,15 +83,19 @@ def invert(
     if out.suffix != ".safetensors":
         raise UsageError(f"The output of invert is a .safetensors file, not {out}.")
     check_destination(out)
+    delta = out.with_suffix(".delta.safetensors")
     if preview is not None:
         check_output_path(preview)
     check_faces(faces)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, device=device, offline=offline)
+        swapper = load(stack, inversion=inversion, tuned=tuned, device=device, offline=offline)
         advance = stack.enter_context(step_progress())(image.name)
-        prepared, picture = swapper.invert(image, faces=faces or None, on_step=advance)
-        prepared.save(out)
+        found = swapper.invert(image, faces=faces or None, on_step=advance)
+        found.prepared.save(out)
+        if found.delta is not None:
+            found.delta.save(delta)
         if preview is not None:
-            swapper.write(picture, preview)
-    paths = [str(path) for path in (out, preview) if path is not None]
+            swapper.write(found.picture, preview)
+    written = (out, delta if found.delta is not None else None, preview)
+    paths = [str(path) for path in written if path is not None]
     emit(paths, paths, as_json=json)

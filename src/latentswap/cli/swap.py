@@ -1,4 +1,4 @@
-"""`latentswap swap` and `latentswap anonymize`: pictures in, pictures out."""
+"""`latentswap swap`: pictures in, pictures out."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,6 @@ import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
 from latentswap.cli._options import (
-    PICTURE_SUFFIXES,
     Device,
     Faces,
     Inversion,
@@ -18,11 +17,11 @@ from latentswap.cli._options import (
     Offline,
     Output,
     Strength,
-    check_seed,
+    Tuned,
     check_strength,
     parse_numbers,
 )
-from latentswap.errors import BadInputError, LatentSwapError, UsageError
+from latentswap.errors import LatentSwapError, UsageError
 
 
 def swap(
@@ -35,6 +34,8 @@ def swap(
     source_face: Faces = "",
     strength: Strength = 1.0,
     layers: Layers = None,
+    occluders: Annotated[bool, tyro.conf.arg(help="keep what lies in front of the target's face")] = True,
+    tuned: Tuned = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -42,7 +43,8 @@ def swap(
     """Put the face of SOURCE on the faces of TARGET.
 
     Args:
-        source: A picture of one person, or a code that `latentswap invert` wrote (.safetensors).
+        source: A picture of one person, a folder of several of the same person, or a code that `latentswap invert`
+            wrote (.safetensors).
         target: A picture, or a folder of pictures.
         out: Where to write: a .png, .jpg or .webp file; a folder when TARGET is one.
         faces: Which faces of TARGET.
@@ -53,49 +55,19 @@ def swap(
     jobs = plan(target, out)
     check_faces(faces, source_face)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, device=device, offline=offline)
+        swapper = load(stack, inversion=inversion, tuned=tuned, device=device, offline=offline)
         prepared = swapper.prepare(source, faces=source_face or None)
 
         def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
-            return swapper.swap(prepared, path, faces=faces, strength=strength, layers=rows, on_step=on_step)
-
-        return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
-
-
-def anonymize(
-    target: Annotated[Path, tyro.conf.Positional],
-    *,
-    out: Output,
-    seed: int = 0,
-    inversion: Inversion = "refine",
-    faces: Faces = "all",
-    device: Device = "cpu",
-    offline: Offline = False,
-    json: Json = False,
-) -> int:
-    """Replace the faces of TARGET by people who do not exist.
-
-    Args:
-        target: A picture, or a folder of pictures.
-        out: Where to write: a .png, .jpg or .webp file; a folder when TARGET is one.
-        seed: The same seed gives the same people.
-        faces: Which faces of TARGET.
-    """
-    check_seed(seed)
-    jobs = plan(target, out)
-    check_faces(faces)
-    with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, device=device, offline=offline)
-
-        def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
-            return swapper.anonymize(path, faces=faces, seed=seed, on_step=on_step)
+            options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
+            return swapper.swap(prepared, path, **options, on_step=on_step)
 
         return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
 
 
 def plan(target: Path, out: Path) -> list[tuple[Path, Path]]:
     """(picture, output) pairs of a TARGET that is a picture or a folder; outputs are checked before any model loads."""
-    from latentswap.media.image import check_output_path
+    from latentswap.media.image import PICTURE_SUFFIXES, check_output_path, pictures_in
 
     if not target.is_dir():
         check_output_path(out)
@@ -104,9 +76,7 @@ def plan(target: Path, out: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"TARGET {target} is a folder, so the output must be one, not {out}.")
     if out.resolve() == target.resolve():
         raise UsageError(f"The output folder {out} is the TARGET folder; give another, so that no original is lost.")
-    pictures = sorted(path for path in target.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not pictures:
-        raise BadInputError(f"the TARGET folder {target} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    pictures = pictures_in(target, role="TARGET")
     out.mkdir(parents=True, exist_ok=True)
     suffixes = {path: ".png" if path.suffix.lower() == ".avif" else path.suffix for path in pictures}
     return [(path, out / f"{path.stem}{suffixes[path]}") for path in pictures]
@@ -120,7 +90,7 @@ def check_faces(*choices: str) -> None:
         parse_faces(choice)
 
 
-def load(stack: ExitStack, *, inversion: Any, device: str, offline: bool) -> Any:
+def load(stack: ExitStack, *, inversion: Any, device: str, offline: bool, tuned: Path | None = None) -> Any:
     """The swapper, with a progress bar if networks are fetched."""
     from latentswap.runtime.memory import keep_freed_memory
 
@@ -128,7 +98,7 @@ def load(stack: ExitStack, *, inversion: Any, device: str, offline: bool) -> Any
     from latentswap.pipeline import Swapper
 
     progress = stack.enter_context(fetch_progress())
-    return Swapper.from_pretrained(inversion=inversion, device=device, offline=offline, progress=progress)
+    return Swapper.from_pretrained(inversion=inversion, tuned=tuned, device=device, offline=offline, progress=progress)
 
 
 def run(

@@ -16,68 +16,52 @@ from latentswap.cli._options import Device, Offline, check_seed
 from latentswap.errors import UsageError
 
 RunFolder = Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder of the run; continued if it holds one")]
+PeopleFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(name="people-from", help="folder of people that `train people` made; default: made in the run's"),
+]
 
 
-def train_mixer(
+def train_people(
     *,
     out: RunFolder,
-    steps: int = 1300,
-    batch: int = 8,
-    lr: float = 5e-4,
-    people: int = 3000,
-    identity: float = 1.0,
-    latent: float = 0.3,
-    shape: float = 0.5,
-    keep: float = 0.5,
-    same: float = 0.1,
-    hidden: tuple[int, ...] = (512, 512),
+    people: int = 8000,
+    views: int = 2,
+    broadcast: bool = False,
     seed: int = 0,
-    sample_every: int = 100,
+    workers: int = 1,
     device: Device = "cpu",
     offline: Offline = False,
 ) -> None:
-    """Train the latent mixer on people who do not exist (LatentSwap's three losses).
+    """Make the people that the other trainings draw from: a folder of parts; parts that are there stay.
 
     Args:
-        steps: Optimiser steps in all; a run that was stopped goes on from its last save.
-        batch: Pairs a step.
-        people: How many people the pairs are drawn from; they are made once, at the start.
-        identity: Weight of the identity loss: more takes more of the source.
-        latent: Weight of the latent penalty: more keeps more of the target.
-        shape: Weight of the shape loss: source's face shape, target's pose and expression.
-        keep: Weight of the target's eyes and mouth.
-        same: Share of pairs in which source and target are one person.
-        hidden: Widths of each row's layers; the paper's are 1024 1024 512 512.
+        people: How many.
+        views: Augmented pictures of each that the encoder learns from.
+        broadcast: One w in all rows at truncation 0.7, in place of codes like those that inversion gives.
+        workers: Processes that share the work, one thread each.
     """
     check_seed(seed)
-    from latentswap.swappers.latentswap import MixerConfig
-    from latentswap.train.loop import LoopConfig
-    from latentswap.train.mixer import MixerTrainee, MixerTraining
-
-    loop = LoopConfig(out=out, steps=steps, lr=lr, sample_every=sample_every, save_every=50)
-    config = MixerTraining(
-        mixer=MixerConfig(hidden=hidden),
-        batch=batch,
-        seed=seed,
-        same=same,
-        identity=identity,
-        latent=latent,
-        shape=shape,
-        keep=keep,
-    )
-    check_people(people)
+    config = bank_config(people=people, views=views, broadcast=broadcast, seed=seed)
+    if not 1 <= workers <= 64:
+        raise UsageError(f"--workers is {workers}; it must be 1 to 64.")
     with ExitStack() as stack:
-        generator, embedder, mesh = load_frozen(stack, device=device, offline=offline)
-        bank = bank_for(stack, out, generator, embedder, mesh, people=people, seed=seed)
-        trainee = MixerTrainee(half_precision(generator, device), embedder, mesh, bank, config)
-        losses = run(stack, trainee, loop)
-        summary = {"steps": steps, "batch": batch, "lr": lr, "people": people, "seed": seed, "losses": losses}
-        trainee.mixer.save(out / "mixer.safetensors", summary=summary | {"config": trainee.describe()})
-    print(out / "mixer.safetensors")
+        if workers == 1:
+            build(stack, load_frozen(stack, device=device, offline=offline), out, config, device=device)
+        else:
+            load_frozen(stack, device="cpu", offline=offline)  # fetched once, before the workers ask for them
+            _build_in_processes(out, config, workers)
+    print(out)
 
 
 def train_population(
-    *, out: RunFolder, people: int = 3000, seed: int = 0, device: Device = "cpu", offline: Offline = False
+    *,
+    out: RunFolder,
+    people_from: PeopleFolder = None,
+    people: int = 8000,
+    seed: int = 0,
+    device: Device = "cpu",
+    offline: Offline = False,
 ) -> None:
     """Measure the generated population: mean identity embedding and the shape model.
 
@@ -85,22 +69,204 @@ def train_population(
         people: How many people are looked at.
     """
     check_seed(seed)
-    check_people(people)
+    config = bank_config(people=people, seed=seed)
     from latentswap.train.bank import save_population
 
     with ExitStack() as stack:
-        generator, embedder, mesh = load_frozen(stack, device=device, offline=offline)
-        bank = bank_for(stack, out, generator, embedder, mesh, people=people, seed=seed)
+        bank = bank_for(stack, people_from or out / "people", config, device=device, offline=offline)
         save_population(out / "population.safetensors", bank)
     print(out / "population.safetensors")
 
 
-COMMANDS = {"mixer": train_mixer, "population": train_population}
+def train_head(
+    *,
+    out: RunFolder,
+    steps: int = 2400,
+    batch: int = 16,
+    lr: float = 2e-3,
+    pictures: int = 1000,
+    seed: int = 1,
+    offline: Offline = False,
+) -> None:
+    """Train the 256² head: the generator's features at 128² to its own picture, area-reduced.
+
+    Args:
+        pictures: How many generated pictures its patches are cut from; they are made once, at the start.
+    """
+    check_seed(seed)
+    import torch
+
+    from latentswap.runtime.generator import OpenVINOSynthesis
+    from latentswap.train.head import HeadConfig, HeadTrainee, build_head_bank
+    from latentswap.train.loop import LoopConfig
+    from latentswap.weights.fetch import cache_root
+
+    config = HeadConfig(pictures=pictures, batch=batch, seed=seed)
+    with ExitStack() as stack:
+        generator, _, _ = load_frozen(stack, device="cpu", offline=offline)
+        synthesis = OpenVINOSynthesis(generator, cache_dir=cache_root() / "runtime")
+        advance = stack.enter_context(step_progress())("pictures")
+        bank = build_head_bank(
+            generator, config, render=lambda ws: torch.from_numpy(synthesis(ws.numpy())), on_item=advance
+        )
+        trainee = HeadTrainee(bank, config)
+        losses = run(stack, trainee, LoopConfig(out=out, steps=steps, lr=lr, weight_decay=0.05, log_every=50))
+        trainee.save(out / "head256.safetensors", summary={"steps": steps, "lr": lr, "losses": losses})
+    print(out / "head256.safetensors")
 
 
-def check_people(people: int) -> None:
-    if not 16 <= people <= 1_000_000:
-        raise UsageError(f"--people is {people}; it must be 16 to 1,000,000.")
+def train_encoder(
+    *,
+    out: RunFolder,
+    people_from: PeopleFolder = None,
+    steps: int = 1000,
+    batch: int = 256,
+    image: int = 0,
+    image_from: int = 0,
+    lr: float = 8e-4,
+    width: int = 768,
+    identity: float = 0.5,
+    shape: float = 0.1,
+    keep: float = 0.1,
+    picture: float = 1.0,
+    people: int = 8000,
+    seed: int = 0,
+    device: Device = "cpu",
+    offline: Offline = False,
+) -> None:
+    """Train the encoder, photograph to W+ in one pass, on augmented pictures of people who do not exist.
+
+    Args:
+        batch: Codes a step.
+        image: How many of them are also rendered and compared as pictures.
+        image_from: The step from which on they are.
+        width: Width of the encoder's hidden layers.
+        identity: Weight of the identity of the rendered code.
+        shape: Weight of its mesh.
+        keep: Weight of the contours and the openness of its eyes and mouth.
+        picture: Weight of its pixels at 64².
+        people: How many people the pictures are of.
+    """
+    check_seed(seed)
+    config = bank_config(people=people, seed=seed)
+    from latentswap.inversion.encoder import EncoderConfig
+    from latentswap.train.encoder import EncoderTrainee, EncoderTraining
+    from latentswap.train.loop import LoopConfig
+
+    training = EncoderTraining(
+        encoder=EncoderConfig(width=width),
+        batch=batch,
+        image=image,
+        image_from=image_from,
+        seed=seed,
+        identity=identity,
+        shape=shape,
+        keep=keep,
+        picture=picture,
+    )
+    loop = LoopConfig(out=out, steps=steps, lr=lr, weight_decay=0.1, log_every=50)
+    with ExitStack() as stack:
+        bank = bank_for(stack, people_from or out / "people", config, device=device, offline=offline)
+        generator, embedder, mesh = load_frozen(stack, device=device, offline=offline)
+        trainee = EncoderTrainee(half_precision(generator, device), embedder, mesh, bank, training)
+        losses = run(stack, trainee, loop)
+        explained = round(trainee.explained(), 4)
+        summary = {"steps": steps, "lr": lr, "people": people, "losses": losses, "r2_held_out": explained}
+        trainee.encoder.save(out / "encoder.safetensors", summary=summary | {"config": trainee.describe()})
+    print(out / "encoder.safetensors")
+
+
+def train_mixer(
+    *,
+    out: RunFolder,
+    people_from: PeopleFolder = None,
+    encoder: Path | None = None,
+    paper: bool = False,
+    steps: int = 2400,
+    batch: int = 8,
+    lr: float = 6e-4,
+    people: int = 8000,
+    identity: float = 1.5,
+    latent: float = 0.15,
+    colour: float = 0.5,
+    shape: float = 0.5,
+    keep: float = 0.5,
+    away: float = 0.3,
+    same: float = 0.15,
+    inverted: float = 0.75,
+    hidden: tuple[int, ...] = (512, 512),
+    seed: int = 0,
+    sample_every: int = 100,
+    device: Device = "cpu",
+    offline: Offline = False,
+) -> None:
+    """Train the latent mixer on people who do not exist (LatentSwap's three losses, and ours).
+
+    Args:
+        encoder: The encoder whose codes the mixer learns on; default: the shipped one.
+        paper: The paper's mixer: all rows mixed, true codes only, no identity embedding as input, three losses.
+        steps: Optimiser steps in all; a run that was stopped goes on from its last save.
+        batch: Pairs a step.
+        people: How many people the pairs are drawn from.
+        identity: Weight of the identity loss: more takes more of the source.
+        latent: Weight of the latent penalty: more keeps more of the target.
+        colour: Weight of the latent penalty on the rows of colour and light.
+        shape: Weight of the shape loss: source's face shape, target's pose and expression.
+        keep: Weight of the target's eyes and mouth.
+        away: Weight of the distance to the target's identity.
+        same: Share of pairs in which source and target are one person.
+        inverted: Share of pairs with the encoder's codes; the others have the true ones.
+        hidden: Widths of each row's layers; the paper's are 1024 1024 512 512.
+    """
+    check_seed(seed)
+    from latentswap.inversion.encoder import FeatureEncoder
+    from latentswap.inversion.optimise import EXACT_ROWS
+    from latentswap.swappers.mixer import MixerConfig
+    from latentswap.train.loop import LoopConfig
+    from latentswap.train.mixer import MixerTrainee, MixerTraining
+    from latentswap.weights.assets import asset_path
+
+    loop = LoopConfig(out=out, steps=steps, lr=lr, sample_every=sample_every, save_every=50)
+    mixer = MixerConfig(hidden=hidden) if paper else MixerConfig(hidden=hidden, rows=EXACT_ROWS, identity_dim=128)
+    training = MixerTraining(
+        mixer=mixer,
+        batch=batch,
+        seed=seed,
+        same=same,
+        inverted=0.0 if paper else inverted,
+        identity=identity,
+        latent=latent,
+        colour=0.0 if paper else colour,
+        shape=shape,
+        keep=0.0 if paper else keep,
+        away=0.0 if paper else away,
+    )
+    config = bank_config(people=people, seed=seed)
+    with ExitStack() as stack:
+        bank = bank_for(stack, people_from or out / "people", config, device=device, offline=offline)
+        generator, embedder, mesh = load_frozen(stack, device=device, offline=offline)
+        inverter = FeatureEncoder.load(encoder or asset_path("encoder")).to(device) if training.inverted else None
+        trainee = MixerTrainee(half_precision(generator, device), embedder, mesh, bank, training, inverter)
+        losses = run(stack, trainee, loop)
+        summary = {"steps": steps, "lr": lr, "people": people, "losses": losses}
+        trainee.mixer.save(out / "mixer.safetensors", summary=summary | {"config": trainee.describe()})
+    print(out / "mixer.safetensors")
+
+
+COMMANDS = {
+    "people": train_people,
+    "population": train_population,
+    "head": train_head,
+    "encoder": train_encoder,
+    "mixer": train_mixer,
+}
+
+
+def bank_config(*, people: int, seed: int, views: int = 2, broadcast: bool = False) -> Any:
+    from latentswap.train.bank import BankConfig
+    from latentswap.train.sample import BROADCAST, CodeConfig
+
+    return BankConfig(people=people, views=views, seed=seed, codes=BROADCAST if broadcast else CodeConfig())
 
 
 def load_frozen(stack: ExitStack, *, device: str, offline: bool) -> tuple[Any, Any, Any]:
@@ -115,31 +281,48 @@ def load_frozen(stack: ExitStack, *, device: str, offline: bool) -> tuple[Any, A
 
 
 def half_precision(generator: Any, device: str) -> Any:
-    """The generator in bfloat16 where the processor multiplies it natively: a third less time a step."""
+    """The generator in bfloat16, in place, where that is fast."""
+    from latentswap.runtime.precision import bfloat16_is_native
+
+    return generator.half_precision() if bfloat16_is_native(device) else generator
+
+
+def bank_for(stack: ExitStack, folder: Path, config: Any, *, device: str, offline: bool) -> Any:
+    """The people in `folder`; those that it lacks are made."""
+    from latentswap.train.bank import Bank, part_path
+
+    if not all(part_path(folder, part).exists() for part in range(config.parts())):
+        build(stack, load_frozen(stack, device=device, offline=offline), folder, config, device=device)
+    return Bank.load(folder, config)
+
+
+def build(stack: ExitStack, frozen: tuple[Any, Any, Any], folder: Path, config: Any, *, device: str) -> None:
+    from latentswap.train.bank import build_bank
+
+    generator, embedder, mesh = frozen
+    advance = stack.enter_context(step_progress())("people")
+    build_bank(half_precision(generator, device), embedder, mesh, folder, config, on_item=advance)
+
+
+def _build_in_processes(folder: Path, config: Any, workers: int) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_build_share, folder, config, (k, workers)) for k in range(workers)]:
+            done.result()
+
+
+def _build_share(folder: Path, config: Any, share: tuple[int, int]) -> None:
+    """One process of `_build_in_processes`."""
     import torch
 
-    native = device != "cpu" or torch.cpu._is_amx_tile_supported()
-    return generator.to(torch.bfloat16) if native else generator
+    torch.set_num_threads(1)
+    from latentswap.train.bank import build_bank
 
-
-def bank_for(stack: ExitStack, out: Path, generator: Any, embedder: Any, mesh: Any, *, people: int, seed: int) -> Any:
-    """The run's people: read from its folder, or made and kept there."""
-    from latentswap.train.bank import Bank, build_bank
-    from latentswap.train.sample import CodeConfig
-
-    path = out / "bank.safetensors"
-    if path.exists():
-        bank = Bank.load(path)
-        if len(bank) != people:
-            raise UsageError(
-                f"{path} holds {len(bank)} people, not {people}; give --people {len(bank)} or another folder."
-            )
-        return bank
-    out.mkdir(parents=True, exist_ok=True)
-    advance = stack.enter_context(step_progress())("people")
-    bank = build_bank(generator, embedder, mesh, count=people, seed=seed, codes=CodeConfig(), on_item=advance)
-    bank.save(path, seed=seed)
-    return Bank.load(path)
+    with ExitStack() as stack:
+        generator, embedder, mesh = load_frozen(stack, device="cpu", offline=True)
+    build_bank(half_precision(generator, "cpu"), embedder, mesh, folder, config, share=share)
 
 
 def run(stack: ExitStack, trainee: Any, loop: Any) -> dict[str, float]:

@@ -1,15 +1,24 @@
 """Putting a swapped crop back into its picture: matched in colour and sharpness, blended softly, warped once."""
 
+import zlib
+
 import cv2
 import numpy as np
 
 from latentswap.face.align import affine_scale, invert_affine, move_points, warp
+from latentswap.face.grain import added_noise, fine_noise, noise_covariance
 
 STATISTICS = 128  # side at which colours are compared: noise and pores are averaged away
+BEARDLESS = 0.6  # of the mask from above: below, a beard would pass for dark skin
 CONTRAST_LIMIT = 1.15  # shading contrast changes by this factor at most
 MEMBRANE = 64  # side at which the edge's difference is diffused
 MEMBRANE_TRUST = 24.0  # edge differences beyond this are hair or background rather than light, and count as none
 BLUR_LIMIT = 4.0  # photo pixels: largest standard deviation of the blur that matches a soft photo
+HIGHLIGHTS = 0.6  # of the way from the skin's level to white: as far as skin reaches
+HIGHLIGHT_GAIN = 1.8  # of the skin's gain: how steeply its highlights may rise above it when it darkens
+FALL_OFF = 0.2  # for each doubling of the skin's level: extra exponent of the levels below it
+NOISE_SHARE = 0.8  # of a photo's fine detail may be noise at most
+MARGIN = 24  # crop pixels kept around the mask for filters
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -20,6 +29,7 @@ def paste(
     mask: np.ndarray,
     *,
     target_crop: np.ndarray,
+    grain: bool = True,
 ) -> np.ndarray:
     """Blend a swapped crop into its picture and return a new picture, uint8 [H, W, 3].
 
@@ -28,26 +38,47 @@ def paste(
 
     The swap first takes the target's skin colour and shading contrast (`match_colour`), then its sharpness if the photo
     is the softer of the two (`match_sharpness`), then a gentle low-frequency correction that makes both agree along
-    the mask's edge (`membrane`). Only the mask's bounding rectangle is touched.
+    the mask's edge (`membrane`), and with `grain` the photo's noise as far as it lacks it (`added_noise`; its seed is a
+    checksum of the crop). Only the mask's bounding rectangle is touched.
     """
     result = image_pixels.copy()
     place = _rectangle(mask, affine, image_pixels.shape[0], image_pixels.shape[1])
     if place is None:
         return result
     x0, y0, x1, y1 = place
-    swap = match_colour(swapped_crop, target_crop, mask)
-    swap = match_sharpness(swap, target_crop, mask, pixel=affine_scale(affine))
-    swap = cv2.add(swap, membrane(swap, target_crop, mask), dtype=cv2.CV_8U)
+    rows, columns = _window(mask)
+    mask, swap, target = mask[rows, columns], swapped_crop[rows, columns], target_crop[rows, columns]
     to_picture = invert_affine(affine)
-    to_picture[:, 2] -= (x0, y0)
+    to_picture[:, 2] += to_picture[:, :2] @ (columns.start, rows.start) - (x0, y0)
     size = (y1 - y0, x1 - x0)
-    face = warp(swap, to_picture, *size, border=cv2.BORDER_REPLICATE)
-    alpha = warp(mask.astype(np.float32), to_picture, *size, border=cv2.BORDER_CONSTANT)
-    alpha = np.clip(alpha, 0, 1)[..., None]
     photo = result[y0:y1, x0:x1]
-    blended = photo + alpha * (face.astype(np.float32) - photo)
-    result[y0:y1, x0:x1] = np.rint(blended).astype(np.uint8)
+    alpha = np.clip(warp(mask.astype(np.float32), to_picture, *size, border=cv2.BORDER_CONSTANT), 0, 1)
+    noise = noise_covariance(photo, alpha) if grain else None
+    swap = match_colour(swap, target, mask)
+    swap = match_sharpness(swap, target, mask, pixel=affine_scale(affine))
+    swap = cv2.add(swap, membrane(swap, target, mask), dtype=cv2.CV_8U)
+    face = warp(swap, to_picture, *size, border=cv2.BORDER_REPLICATE).astype(np.float32)
+    if noise is not None:
+        seed = zlib.crc32(np.ascontiguousarray(target[::8, ::8]).tobytes())
+        added = added_noise(face, noise, alpha, seed=seed)
+        if added is not None:
+            face += added
+    face -= photo
+    face *= alpha[..., None]
+    face += photo
+    np.rint(face, out=face)
+    result[y0:y1, x0:x1] = np.clip(face, 0, 255, out=face).astype(np.uint8)
     return result
+
+
+def _window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the crop where the mask is not 0, and a little more for the filters' reach."""
+
+    def reach(seen: np.ndarray | np.bool) -> slice:
+        found = np.flatnonzero(seen)
+        return slice(max(int(found[0]) - MARGIN, 0), int(found[-1]) + 1 + MARGIN)
+
+    return reach(mask.any(axis=1)), reach(mask.any(axis=0))
 
 
 def _rectangle(mask: np.ndarray, affine: np.ndarray, height: int, width: int) -> tuple[int, int, int, int] | None:
@@ -66,6 +97,10 @@ def _rectangle(mask: np.ndarray, affine: np.ndarray, height: int, width: int) ->
 
 
 def _small(pixels: np.ndarray, side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    if min(height, width) >= 4 * side:  # by a whole factor first, which is several times as fast
+        pixels = pixels[: height // 4 * 4, : width // 4 * 4]
+        pixels = cv2.resize(pixels, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
     return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
@@ -86,6 +121,8 @@ def match_colour(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.nda
     core = _small(mask, STATISTICS) > 0.9
     if not core.any():
         return swapped_crop
+    rows = np.flatnonzero(core.any(axis=1))
+    core[rows[0] + round(BEARDLESS * rows.size) :] = False
     swap, target = _skin(_small(swapped_crop, STATISTICS), core), _skin(_small(target_crop, STATISTICS), core)
     here, there = np.median(swap, axis=0), np.median(target, axis=0)
     curves = np.stack([tone_curve(float(a), float(b)) for a, b in zip(here, there, strict=True)], axis=1)
@@ -99,15 +136,25 @@ def match_colour(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.nda
 def tone_curve(here: float, there: float) -> np.ndarray:
     """A smooth rising curve, float64 [256], that takes level `here` to `there` and black to black.
 
-    Below `here` it is a gain, as if the light had changed. Above, it heads for white when it brightens, so that nothing
-    burns out, and for a white half-way (in ratio) to that gain when it darkens, so that eyes and teeth stay light.
+    Below `here` it is a gain, as if the light had changed; a brightening one falls off towards the dark, so that lips
+    and brows, which differ less than skin does between people, are not brightened as much as the skin. Above, it heads
+    for white when it brightens, so that nothing burns out. When it darkens it stays near the gain over the skin's
+    highlights, and then bends towards a white half-way (in ratio) to the gain, so that eyes and teeth stay light.
     """
     here, there = (min(max(level, 8.0), 247.0) for level in (here, there))
     gain = there / here
     white = 255 * min(1.0, gain**0.5)
-    slope = (white - there) / (255 - here)
+    knee = here + HIGHLIGHTS * (255 - here)
+    at_knee = there + (knee - here) * min(HIGHLIGHT_GAIN * gain, (white - there) / (255 - here))
     level = np.arange(-64, 320)
-    bent = there + np.where(level < here, gain, slope) * (level - here)
+    above = np.where(
+        level < knee,
+        there + (at_knee - there) * (level - here) / (knee - here),
+        at_knee + (white - at_knee) * (level - knee) / (255 - knee),
+    )
+    power = 1 + FALL_OFF * max(float(np.log2(gain)), 0.0)
+    below = there * np.sign(level) * (np.abs(level) / here) ** power
+    bent = np.where(level < here, below, above)
     kernel = np.exp(-0.5 * (np.arange(-48, 49) / 16) ** 2)
     smooth = np.convolve(bent, kernel / kernel.sum(), mode="same")[64:320]
     return smooth + there - np.interp(here, np.arange(256), smooth)
@@ -118,16 +165,16 @@ def _spread(values: np.ndarray) -> float:
 
 
 def match_sharpness(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray, *, pixel: float) -> np.ndarray:
-    """Blur the swap until its fine detail inside the mask is no stronger than the photo's, uint8 [S, S, 3].
+    """Blur the swap until its fine detail inside the mask is no stronger than the photo's, uint8 [H, W, 3].
 
     pixel: crop pixels per photo pixel. Detail is the standard deviation of a difference of Gaussians, measured where
     one pixel is one photo pixel, so that a face smaller than the crop is not softened for detail that shrinking
-    removes anyway. A swap that is the softer one stays as it is: sharpening would invent detail.
+    removes anyway. The photo's noise, measured in its flat places, is not detail: a soft photo may be noisy. A swap
+    that is the softer one stays as it is: sharpening would invent detail.
     """
-    side = mask.shape[0]
-    if pixel > 1:
-        side = max(int(mask.shape[0] / pixel), 16)
-    core = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA) > 0.9
+    shrink = max(pixel, 1.0)
+    side = tuple(max(int(extent / shrink), 16) for extent in mask.shape[::-1])
+    core = cv2.resize(mask, side, interpolation=cv2.INTER_AREA) > 0.9
     rows, columns = np.flatnonzero(core.any(axis=1)), np.flatnonzero(core.any(axis=0))
     if not rows.size:
         return swapped_crop
@@ -136,21 +183,27 @@ def match_sharpness(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.
 
     def luma(pixels: np.ndarray) -> np.ndarray:
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)[window].astype(np.float32)
+        return cv2.resize(grey, side, interpolation=cv2.INTER_AREA)[window].astype(np.float32)
+
+    blur = 1.5
 
     def detail(grey: np.ndarray) -> float:
-        return float((grey - cv2.GaussianBlur(grey, (0, 0), 1.5))[core].std())
+        return float((grey - cv2.GaussianBlur(grey, (0, 0), blur))[core].std())
 
-    grey = luma(swapped_crop)
-    wanted = detail(luma(target_crop)) * 1.1 + 0.1
-    if detail(grey) <= wanted:
+    grey, theirs = luma(swapped_crop), luma(target_crop)
+    weight = core.astype(np.float32)
+    noise = fine_noise(theirs, weight, blur)
+    common = min(noise, fine_noise(grey, weight, blur))
+    noise = min(noise, NOISE_SHARE * detail(theirs))
+    wanted = float(np.sqrt(detail(theirs) ** 2 - noise**2)) * 1.1 + 0.1
+    if detail(grey) ** 2 - common**2 <= wanted**2:
         return swapped_crop
     low, high = 0.0, BLUR_LIMIT
     for _ in range(5):
         middle = (low + high) / 2
         soft = detail(cv2.GaussianBlur(grey, (0, 0), middle)) <= wanted
         low, high = (low, middle) if soft else (middle, high)
-    return cv2.GaussianBlur(swapped_crop, (0, 0), high * max(pixel, 1.0))
+    return cv2.GaussianBlur(swapped_crop, (0, 0), high * shrink)
 
 
 def membrane(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -165,7 +218,8 @@ def membrane(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray
     trust = np.exp(-np.square(np.abs(difference).max(axis=-1) / MEMBRANE_TRUST))
     field = _pull_push(difference * trust[..., None], 4 * small_mask * (1 - small_mask))
     field = cv2.GaussianBlur(field, (0, 0), 1.5)
-    return cv2.resize(field, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    field = cv2.resize(field, (4 * MEMBRANE, 4 * MEMBRANE), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(field, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _pull_push(values_HWC: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:

@@ -5,21 +5,26 @@ It predicts one w and an offset for each of three groups of rows (coarse, middle
 what the generator and the mixer know.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentswap.errors import UsageError
+from latentswap.errors import UsageError, WeightsError
 from latentswap.identity.dlib_resnet import DlibResNet, chip
 from latentswap.shape.mesh import MeshNet, crop_mesh
-from latentswap.weights.load import load_into
+from latentswap.weights.header import read_header
+from latentswap.weights.load import load_into, save_tensors
 
-_POOLED = ((1, 6), (2, 4), (3, 2))  # stages of the identity network and the side they are pooled to
+_POOLED = ((1, 8), (2, 6), (3, 3))  # stages of the identity network and the side they are pooled to
 _THUMBNAIL = 20
-FEATURES = 64 * 36 + 128 * 16 + 256 * 4 + 128 + 468 * 3 + 3 * _THUMBNAIL**2
+_MAPS = 64 * 64 + 128 * 36 + 256 * 9
+EMBEDDING = slice(_MAPS, _MAPS + 128)  # where the features hold the identity embedding
+FEATURES = EMBEDDING.stop + 468 * 3 + 3 * _THUMBNAIL**2
 _GROUPS = (0, 4, 8)  # first rows of the coarse, middle and fine group
 
 
@@ -78,9 +83,19 @@ class FeatureEncoder(nn.Module):
     @classmethod
     def load(cls, path: Path) -> "FeatureEncoder":
         """The frozen encoder from its asset. Raises WeightsError."""
-        encoder = cls(EncoderConfig())
+        try:
+            config = EncoderConfig(**json.loads(read_header(path, kind="encoder").metadata["config"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{path} does not describe an encoder: {error}") from error
+        encoder = cls(config)
         load_into(encoder, path, kind="encoder")
         return encoder.eval().requires_grad_(False)
+
+    def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
+        """Write weights (matrices in float16) and a summary of the training to safetensors."""
+        halves = {name: value.half() if value.ndim > 1 else value for name, value in self.state_dict().items()}
+        metadata = {"kind": "encoder", "config": json.dumps(asdict(self.config)), "training": json.dumps(dict(summary))}
+        save_tensors(path, halves, metadata | {"licence": "non-commercial (lineage FFHQ)"})
 
     def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
         x = self.dropout((features_BF - self.feature_mean) / self.feature_std)
@@ -90,29 +105,3 @@ class FeatureEncoder(nn.Module):
         row_group = torch.bucketize(torch.arange(self.config.num_ws), torch.tensor(_GROUPS), right=True)
         ws_BLD = groups[:, :1] + groups[:, row_group]
         return self.w_avg + self.w_std * ws_BLD
-
-
-def augment(img_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """What photographs have and generated crops lack: misalignment, blur, contrast, colour, noise. Keeps the shape."""
-    count, size = len(img_BCHW), img_BCHW.shape[-1]
-
-    def draw(low: float, high: float, channels: int = 1) -> torch.Tensor:
-        values = torch.rand(count, channels, generator=random) * (high - low) + low
-        return values[:, :, None, None]
-
-    shift, angle, scale = torch.randn(count, 4, generator=random).mul(0.012).split((2, 1, 1), 1)
-    cos, sin = (1 + 1.5 * scale) * angle.mul(2).cos(), (1 + 1.5 * scale) * angle.mul(2).sin()
-    theta = torch.stack([torch.cat([cos, -sin, shift[:, :1]], 1), torch.cat([sin, cos, shift[:, 1:]], 1)], 1)
-    grid = F.affine_grid(theta, list(img_BCHW.shape), align_corners=False)
-    x = F.grid_sample(img_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-    softened = []
-    for picture in x:
-        side = int(size * (0.25 + 0.75 * float(torch.rand((), generator=random).sqrt())))
-        small = F.interpolate(picture[None], size=side, mode="area")
-        softened.append(F.interpolate(small, size=size, mode="bilinear", align_corners=False))
-    x = torch.cat(softened)
-
-    x = x * draw(0.85, 1.15) * draw(0.95, 1.05, 3) + draw(-0.12, 0.12) + draw(-0.04, 0.04, 3)
-    x = x + draw(0.0, 0.06) * torch.randn(x.shape, generator=random)
-    return x.clamp(-1, 1)

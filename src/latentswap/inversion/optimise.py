@@ -16,13 +16,24 @@ import torch.nn.functional as F
 from latentswap.errors import UsageError
 from latentswap.generators.base import Generator
 from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
-from latentswap.losses import contour_loss, identity_loss, latent_penalty, openness_loss, pooled_pixel_loss, shape_loss
+from latentswap.losses import (
+    away_loss,
+    contour_loss,
+    identity_loss,
+    latent_penalty,
+    openness_loss,
+    pooled_pixel_loss,
+    shape_loss,
+)
 from latentswap.seeds import generator_for
+from latentswap.shape.gaze import gaze_loss, measure_gaze
+from latentswap.shape.iris import IrisNet
 from latentswap.shape.mesh import MeshNet, crop_mesh
+from latentswap.shape.repose import detail, repose
 
 OnStep = Callable[[int, int], None]
 EXACT_ROWS = 11  # rows below drive the layers that the 256² path and the full generator share
-_COLOUR_ROWS = 9  # rows from here on say colour, light and texture more than who it is
+COLOUR_ROWS = 9  # rows from here on say colour, light and texture more than who it is
 _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
 
 
@@ -30,10 +41,11 @@ _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the
 class InvertConfig:
     """Coefficients of `invert`; distances between codes in standard deviations of w."""
 
-    steps: int = 20
-    lr: float = 0.055
-    pixel: float = 2.0
-    identity: float = 0.5
+    steps: int = 40
+    lr: float = 0.07
+    pixel: float = 3.0
+    identity: float = 1.0
+    detail: float = 6.0
     shape: float = 0.05
     keep: float = 0.1
     near_start: float = 0.1  # squared distance of the shared w to where it started
@@ -45,15 +57,18 @@ class InvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """Coefficients of `refine`: the mixer's training losses on one pair, and the target's light."""
+    """Coefficients of `refine`: the mixer's training losses on one pair, the target's light, the source's detail."""
 
     steps: int = 36
-    lr: float = 0.036
-    identity: float = 1.5
-    latent: float = 0.2
+    lr: float = 0.05
+    identity: float = 2.0
+    away: float = 0.5
+    detail: float = 12.0
+    latent: float = 0.1
     colour: float = 1.0
     shape: float = 0.5
     keep: float = 0.6
+    gaze: float = 0.1
     pixel: float = 3.0
     near_shared: float = 0.3
 
@@ -92,12 +107,14 @@ def invert(
     wanted_BE = embed(identity, img_BCHW, mean_E)
     with torch.no_grad():
         wanted_BK3 = crop_mesh(mesh, img_BCHW)
+        _, face_B1HW = repose(img_BCHW, wanted_BK3, wanted_BK3)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
         mesh_BK3 = crop_mesh(mesh, out_BCHW)
         return (
             config.pixel * _pyramid_loss(out_BCHW, img_BCHW)
+            + config.detail * _detail_loss(out_BCHW, img_BCHW, face_B1HW)
             + config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), wanted_BE)
             + config.shape * shape_loss(mesh_BK3, wanted_BK3)
             + config.keep * (contour_loss(mesh_BK3, wanted_BK3) + 2 * openness_loss(mesh_BK3, wanted_BK3))
@@ -106,38 +123,60 @@ def invert(
     return _descend(generator, start_BLD, losses, config, config.near_start, on_step)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """What a refined swap is to be like: of the source who it is, of the target all else."""
+
+    code_BLD: torch.Tensor  # the target's
+    img_BCHW: torch.Tensor  # the target photograph, [B, 3, 256, 256] in [-1, 1]
+    mesh_BK3: torch.Tensor  # the target's, crop fractions
+    fused_BK3: torch.Tensor  # `shape.fusion.fuse`: source's shape, target's pose and expression
+    source_BE: torch.Tensor  # identity of the source photograph, centred, unit length
+    other_BE: torch.Tensor  # identity of the target photograph
+    guide_BCHW: torch.Tensor  # `shape.repose.repose`: the source's face bent into the fused mesh
+    trust_B1HW: torch.Tensor  # and where it can be trusted
+
+
 def refine(
     generator: Generator,
     identity: DlibResNet,
     mesh: MeshNet,
+    iris: IrisNet,
     start_BLD: torch.Tensor,
-    *,
-    target_BLD: torch.Tensor,
-    target_img_BCHW: torch.Tensor,
-    target_mesh_BK3: torch.Tensor,
-    fused_mesh_BK3: torch.Tensor,
-    source_BE: torch.Tensor,
+    wanted: Wanted,
     mean_E: torch.Tensor,
     config: RefineConfig,
     on_step: OnStep = lambda done, total: None,
 ) -> torch.Tensor:
-    """The mixer's code, refined on its own pair with the mixer's training losses.
+    """The mixer's codes [B, L, D], refined on their own pairs with the mixer's training losses and two more.
 
-    Identity is taken from the source photograph itself (`source_BE`), pose and shape from the fused mesh, eyes, mouth
-    and light from the target photograph. Codes [B, L, D]; picture [B, 3, 256, 256]; meshes in crop fractions.
+    The source's photograph, bent into place, says what 128 numbers of identity leave open (`detail`); the iris network
+    where the target looks (`gaze`).
     """
+    bound = max(0.0, float((wanted.source_BE * wanted.other_BE).sum(-1).max()))  # as far as the source itself is
+    target = wanted.code_BLD
+    with torch.no_grad():
+        target_gaze = measure_gaze(iris, wanted.img_BCHW, wanted.mesh_BK3)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
         mesh_BK3 = crop_mesh(mesh, out_BCHW)
-        return (
-            config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), source_BE)
-            + config.latent * latent_penalty(ws_BLD, target_BLD, generator.w_std)
-            + config.colour * latent_penalty(ws_BLD[:, _COLOUR_ROWS:], target_BLD[:, _COLOUR_ROWS:], generator.w_std)
-            + config.shape * shape_loss(mesh_BK3, fused_mesh_BK3)
-            + config.keep * (contour_loss(mesh_BK3, target_mesh_BK3) + 2 * openness_loss(mesh_BK3, target_mesh_BK3))
-            + config.pixel * pooled_pixel_loss(out_BCHW, target_img_BCHW)
+        embedding_BE = _embedding(identity, out_BCHW, mean_E, random)
+        total = (
+            config.identity * identity_loss(embedding_BE, wanted.source_BE)
+            + config.away * away_loss(embedding_BE, wanted.other_BE, bound=bound)
+            + config.detail * _detail_loss(out_BCHW, wanted.guide_BCHW, wanted.trust_B1HW)
+            + config.latent * latent_penalty(ws_BLD, target, generator.w_std)
+            + config.colour * latent_penalty(ws_BLD[:, COLOUR_ROWS:], target[:, COLOUR_ROWS:], generator.w_std)
+            + config.shape * shape_loss(mesh_BK3, wanted.fused_BK3)
+            + config.keep * (contour_loss(mesh_BK3, wanted.mesh_BK3) + 2 * openness_loss(mesh_BK3, wanted.mesh_BK3))
+            + config.pixel * pooled_pixel_loss(out_BCHW, wanted.img_BCHW)
         )
+        if config.gaze:
+            gaze = measure_gaze(iris, out_BCHW, mesh_BK3)
+            weight_BE = gaze.weight_BE * target_gaze.weight_BE
+            total = total + config.gaze * gaze_loss(gaze.gaze_BE2, target_gaze.gaze_BE2, weight_BE)
+        return total
 
     return _descend(generator, start_BLD, losses, config, 0.0, on_step)
 
@@ -159,6 +198,13 @@ def _pyramid_loss(img_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch.Te
     difference = (img_BCHW - wanted_BCHW) * weight / weight.mean()
     levels = [difference, F.avg_pool2d(difference, 2), F.avg_pool2d(difference, 8)]
     return torch.stack([level.abs().mean() for level in levels]).mean()
+
+
+def _detail_loss(img_BCHW: torch.Tensor, guide_BCHW: torch.Tensor, trust_B1HW: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of detail at 256² and 128² where the guide can be trusted."""
+    difference = (detail(img_BCHW) - detail(guide_BCHW)) * trust_B1HW
+    levels = [difference, F.avg_pool2d(difference, 2)]
+    return torch.stack([level.abs().mean() for level in levels]).mean() / trust_B1HW.mean().clamp_min(1e-2)
 
 
 def _descend(

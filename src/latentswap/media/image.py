@@ -30,6 +30,7 @@ NEUTRAL_GREY = 128  # what transparent regions are laid over, in sRGB
 _OUTPUT_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _READS = "JPEG, PNG, WebP and AVIF"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -133,6 +134,14 @@ def as_image(array: np.ndarray, *, name: str = "image") -> Image:
         raise BadInputError(f"{contract}, not of shape {array.shape}; {hint}")
     _check_size(array.shape[1], array.shape[0], label)
     return Image(pixels=np.array(array, order="C"), name=_printable(name))
+
+
+def pictures_in(folder: Path, *, role: str) -> list[Path]:
+    """The pictures of a folder, by name. Raises BadInputError when there is none."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not found:
+        raise BadInputError(f"the {role} folder {folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    return found
 
 
 def check_output_path(path: str | os.PathLike[str]) -> None:

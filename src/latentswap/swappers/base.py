@@ -27,6 +27,7 @@ class Prepared:
     w_plus: torch.Tensor  # [1, L, D]
     embedding: torch.Tensor  # [1, E], centred, unit length
     mesh: torch.Tensor  # [1, 468, 3], crop fractions
+    picture: torch.Tensor | None = None  # [1, 3, 256, 256] in [-1, 1]: the photograph's crop; never saved
     name: str = "source"
     synthetic: bool = False  # True: a person who does not exist
 

@@ -1,11 +1,11 @@
-"""Training of the feature encoder on generated people: first the codes, then what the codes look like.
+"""Training of the feature encoder on augmented pictures of generated people.
 
-Step by step the loss is the squared error of the code in standard deviations of w. With `image` > 0 a few pictures of
-every batch also go through the generator, and identity, mesh and light of the result are compared with the original's:
-of the many codes that are equally near, those that look right are preferred.
+The loss is the squared error of the code in standard deviations of w. With `image` > 0, from step `image_from` on, a
+few pictures of every batch also go through the generator, and identity, mesh and light of the result are compared with
+the original's: of the many codes that are equally near, those that look right are preferred.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -15,21 +15,24 @@ from latentswap.errors import UsageError
 from latentswap.generators.base import Generator
 from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
 from latentswap.inversion.encoder import EncoderConfig, FeatureEncoder
-from latentswap.losses import identity_loss, shape_loss
+from latentswap.losses import contour_loss, identity_loss, openness_loss, shape_loss
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import MeshNet, crop_mesh
-from latentswap.train.bank import Bank
+from latentswap.train.bank import THUMBNAIL, Bank
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTraining:
-    """`batch` codes a step; `image` of them are rendered."""
+    """`batch` codes a step; `image` of them are rendered, from step `image_from` on."""
 
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     batch: int = 256
     image: int = 0
+    image_from: int = 0
     seed: int = 0
     identity: float = 0.5
     shape: float = 0.1
+    keep: float = 0.1
     picture: float = 1.0
     held_out: int = 256  # the last of the bank, never trained on
 
@@ -39,32 +42,23 @@ class EncoderTraining:
 
 
 class EncoderTrainee:
-    """See `train.loop.Trainee`. features [N, F]: of augmented pictures; thumbnails [N, 3, 32, 32] of clean ones."""
+    """See `train.loop.Trainee`."""
 
     name = "encoder"
 
     def __init__(
-        self,
-        generator: Generator,
-        identity: DlibResNet,
-        mesh: MeshNet,
-        bank: Bank,
-        features_NF: torch.Tensor,
-        thumbnails_N3HW: torch.Tensor,
-        config: EncoderTraining,
-        start: FeatureEncoder | None = None,
+        self, generator: Generator, identity: DlibResNet, mesh: MeshNet, bank: Bank, config: EncoderTraining
     ) -> None:
+        if len(bank) <= config.held_out:
+            raise UsageError(f"A bank of {len(bank)} people is too small: {config.held_out} are held out.")
         self.generator, self.identity, self.mesh, self.bank, self.config = generator, identity, mesh, bank, config
-        self.features_NF, self.thumbnails_N3HW = features_NF, thumbnails_N3HW
-        self.dtype = generator.w_avg.dtype
         torch.manual_seed(config.seed)
-        self.encoder = start or FeatureEncoder(EncoderConfig(num_ws=generator.num_ws, w_dim=generator.w_dim))
-        if start is None:
-            trained = features_NF[: -config.held_out].float()
-            self.encoder.feature_mean.copy_(trained.mean(0))
-            self.encoder.feature_std.copy_(trained.std(0).clamp_min(1e-4))
-            self.encoder.w_avg.copy_(generator.w_avg)
-            self.encoder.w_std.copy_(generator.w_std)
+        self.encoder = FeatureEncoder(config.encoder)
+        mean_F, std_F = _statistics(bank.features_NVF[: -config.held_out])
+        self.encoder.feature_mean.copy_(mean_F)
+        self.encoder.feature_std.copy_(std_F)
+        self.encoder.w_avg.copy_(generator.w_avg)
+        self.encoder.w_std.copy_(generator.w_std)
         self.encoder.train().requires_grad_(True)
         self.embedding_mean = bank.embedding_NE.mean(0)
 
@@ -75,24 +69,33 @@ class EncoderTrainee:
         return {**asdict(self.config), "bank": len(self.bank)}
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
-        random, config = generator_for(self.config.seed, step, stream=4), self.config
+        random, config, bank = generator_for(self.config.seed, step, stream=4), self.config, self.bank
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-        index_B = torch.randint(0, len(self.bank) - config.held_out, (config.batch,), generator=random)
-        ws_BLD = self.encoder(self.features_NF[index_B].float())
-        error_BLD = (ws_BLD - self.bank.codes_NLD[index_B]) / self.encoder.w_std
+        index_B = torch.randint(0, len(bank) - config.held_out, (config.batch,), generator=random)
+        view_B = torch.randint(0, bank.features_NVF.shape[1], (config.batch,), generator=random)
+        ws_BLD = self.encoder(bank.features_NVF[index_B, view_B].float())
+        error_BLD = (ws_BLD - bank.codes_NLD[index_B]) / self.encoder.w_std
         terms = {"code": error_BLD.square().mean()}
         total = terms["code"]
-        if config.image:
+        if config.image and step >= config.image_from:
             shown_B = index_B[: config.image]
-            img_BCHW = self.generator.synthesis(ws_BLD[: config.image].to(self.dtype), resolution=256).float()
-            embedding_BE = centred(self.identity(chip(img_BCHW)), self.embedding_mean)
-            wanted_BE = centred(self.bank.embedding_NE[shown_B], self.embedding_mean)
-            small = F.adaptive_avg_pool2d(img_BCHW, self.thumbnails_N3HW.shape[-1])
-            terms["identity"] = identity_loss(embedding_BE, wanted_BE)
-            terms["shape"] = shape_loss(crop_mesh(self.mesh, img_BCHW), self.bank.mesh_NK3[shown_B])
-            terms["picture"] = (small - self.thumbnails_N3HW[shown_B].float()).abs().mean()
-            total = total + sum(getattr(config, name) * terms[name] for name in ("identity", "shape", "picture"))
+            img_BCHW = self.generator.synthesis(ws_BLD[: config.image], resolution=256)
+            terms |= self._picture_losses(img_BCHW, shown_B)
+            total = total + sum(getattr(config, name) * value for name, value in terms.items() if name != "code")
         return {"total": total, **terms}
+
+    def _picture_losses(self, img_BCHW: torch.Tensor, index_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        bank = self.bank
+        embedding_BE = centred(self.identity(chip(img_BCHW)), self.embedding_mean)
+        mesh_BK3, wanted_BK3 = crop_mesh(self.mesh, img_BCHW), bank.mesh_NK3[index_B]
+        small = F.adaptive_avg_pool2d(img_BCHW, THUMBNAIL)
+        wanted = bank.thumbnails_N3HW[index_B].float() / 127.5 - 1
+        return {
+            "identity": identity_loss(embedding_BE, centred(bank.embedding_NE[index_B], self.embedding_mean)),
+            "shape": shape_loss(mesh_BK3, wanted_BK3),
+            "keep": contour_loss(mesh_BK3, wanted_BK3) + 2 * openness_loss(mesh_BK3, wanted_BK3),
+            "picture": (small - wanted).abs().mean(),
+        }
 
     @torch.no_grad()
     def explained(self) -> float:
@@ -100,9 +103,20 @@ class EncoderTrainee:
         self.encoder.eval()
         held = slice(len(self.bank) - self.config.held_out, None)
         wanted = (self.bank.codes_NLD[held].mean(1) - self.encoder.w_avg) / self.encoder.w_std
-        got = (self.encoder(self.features_NF[held].float()).mean(1) - self.encoder.w_avg) / self.encoder.w_std
+        codes = self.encoder(self.bank.features_NVF[held, 0].float())
+        got = (codes.mean(1) - self.encoder.w_avg) / self.encoder.w_std
         self.encoder.train()
         return float(1 - (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
     def sample_sheet(self) -> np.ndarray | None:
         return None
+
+
+def _statistics(features_NVF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of every feature, in float64 over slices: the bank is float16 and large."""
+    total, squares, count = 0.0, 0.0, 0
+    for part in features_NVF.flatten(0, 1).split(1024):
+        x = part.double()
+        total, squares, count = total + x.sum(0), squares + x.square().sum(0), count + len(x)
+    mean = torch.as_tensor(total / count)
+    return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-4).float()

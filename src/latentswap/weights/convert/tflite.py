@@ -1,7 +1,7 @@
-"""MediaPipe's `face_landmark.tflite` → named float32 tensors and a graph that is plain data.
+"""MediaPipe's TFLite networks → named float32 tensors and a graph that is plain data.
 
 The file is parsed by OpenVINO, which executes nothing of it. What comes out is a list of operations from the closed set
-`latentswap.shape.mesh.OPS`, so that the torch port and the OpenVINO runner are built from the same verified file.
+`latentswap.shape.graph.OPS`, so that the torch port and the OpenVINO runner are built from the same verified file.
 """
 
 import json
@@ -13,52 +13,70 @@ from typing import Any
 import numpy as np
 
 from latentswap.errors import WeightsError
+from latentswap.shape.iris import IRIS_KIND
 from latentswap.shape.mesh import MESH_KIND
 
 MESH_MEMBER = "face_landmark.tflite"
+IRIS_MEMBER = "iris_landmark.tflite"
+Converted = tuple[dict[str, np.ndarray], dict[str, str]]
 
 
-def convert_mesh(members: Mapping[str, bytes]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Convert the face mesh network.
+def convert_mesh(members: Mapping[str, bytes]) -> Converted:
+    """Convert the face mesh network: the member whose last component is `face_landmark.tflite`. See `_convert`."""
+    outputs = {468 * 3: "mesh", 1: "score"}
+    return _convert(members, MESH_MEMBER, outputs, kind=MESH_KIND, architecture="mediapipe-face-landmark-468")
+
+
+def convert_iris(members: Mapping[str, bytes]) -> Converted:
+    """Convert the iris network: the member whose last component is `iris_landmark.tflite`. See `_convert`."""
+    outputs = {71 * 3: "contour", 5 * 3: "iris"}
+    return _convert(members, IRIS_MEMBER, outputs, kind=IRIS_KIND, architecture="mediapipe-iris-landmark")
+
+
+def _convert(
+    members: Mapping[str, bytes], member: str, outputs: Mapping[int, str], *, kind: str, architecture: str
+) -> Converted:
+    """Convert one network.
 
     Args:
-        members: files of the archive by name; the one whose last component is `face_landmark.tflite` is read.
+        members: files of the archive by name; the one whose last component is `member` is read.
+        outputs: names of the network's outputs by how many numbers they have.
 
     Returns:
         Tensors (float32: convolution weights [O, I/groups, h, w], biases [O], PReLU slopes [C]) and metadata
-        (`kind`, `architecture`, `licence`, and `graph`: JSON, see `latentswap.shape.mesh.parse_graph`).
+        (`kind`, `architecture`, `licence`, and `graph`: JSON, see `latentswap.shape.graph.parse_graph`).
 
     Raises:
         WeightsError: the member is missing, unreadable, or holds an operation outside the closed set.
     """
-    names = [name for name in members if name.rsplit("/", 1)[-1] == MESH_MEMBER]
+    names = [name for name in members if name.rsplit("/", 1)[-1] == member]
     if len(names) != 1:
-        raise WeightsError(f"expected one member called {MESH_MEMBER}, found {names}: fetch the archive again")
-    walk = _Walk()
-    for node in _read_nodes(members[names[0]]):
+        raise WeightsError(f"expected one member called {member}, found {names}: fetch the archive again")
+    walk = _Walk(member, outputs)
+    for node in _read_nodes(member, members[names[0]]):
         walk.visit(node)
     graph = {"input": "input", "outputs": walk.outputs, "ops": walk.ops}
     metadata = {
-        "kind": MESH_KIND,
-        "architecture": "mediapipe-face-landmark-468",
+        "kind": kind,
+        "architecture": architecture,
         "licence": "Apache-2.0",
         "graph": json.dumps(graph, separators=(",", ":")),
     }
     return walk.tensors, metadata
 
 
-def _read_nodes(data: bytes) -> list[Any]:
+def _read_nodes(member: str, data: bytes) -> list[Any]:
     import openvino
 
     # OpenVINO recognises TFLite by the file's suffix: it cannot read one from memory.
     with tempfile.TemporaryDirectory(prefix="latentswap-") as folder:
-        path = Path(folder) / MESH_MEMBER
+        path = Path(folder) / member
         path.write_bytes(data)
         try:
             model = openvino.Core().read_model(path)
         except RuntimeError as error:
             raise WeightsError(
-                f"{MESH_MEMBER} ({len(data)} bytes) is not a readable TFLite model: fetch the archive again"
+                f"{member} ({len(data)} bytes) is not a readable TFLite model: fetch the archive again"
             ) from error
         return model.get_ordered_ops()
 
@@ -66,7 +84,8 @@ def _read_nodes(data: bytes) -> list[Any]:
 class _Walk:
     """Visits nodes in topological order and collects operations and tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, member: str, outputs: Mapping[int, str]) -> None:
+        self._member, self._sizes = member, outputs
         self.tensors: dict[str, np.ndarray] = {}
         self.ops: list[dict[str, Any]] = []
         self.outputs: dict[str, str] = {}
@@ -78,7 +97,8 @@ class _Walk:
         handler = {
             "Constant": self._constant,
             "Parameter": self._parameter,
-            "Transpose": self._transpose,
+            "Transpose": self._reorder,
+            "Reshape": self._reorder,
             "Convolution": self._convolution,
             "GroupConvolution": self._convolution,
             "Add": self._add,
@@ -89,7 +109,7 @@ class _Walk:
         }.get(kind)
         if handler is None:
             raise WeightsError(
-                f"{MESH_MEMBER} holds the operation {kind}, which this network never had: use the pinned file"
+                f"{self._member} holds the operation {kind}, which this network never had: use the pinned file"
             )
         handler(node)
 
@@ -112,8 +132,8 @@ class _Walk:
     def _parameter(self, node: Any) -> None:
         self._values[node.get_friendly_name()] = "input"
 
-    def _transpose(self, node: Any) -> None:
-        # The only transposes are NHWC → NCHW at the input and back at the 1×1 outputs, where order cannot matter.
+    def _reorder(self, node: Any) -> None:
+        # NHWC → NCHW at the input; back, and flattened, only at the 1×1 outputs, where order cannot matter.
         self._values[node.get_friendly_name()] = self._values[self._inputs(node)[0]]
 
     def _convolution(self, node: Any) -> None:
@@ -127,7 +147,7 @@ class _Walk:
         bottom, right = (int(p) for p in attributes["pads_end"])
         stride = {int(s) for s in attributes["strides"]}
         if len(stride) != 1 or {int(d) for d in attributes["dilations"]} != {1}:
-            raise WeightsError(f"{MESH_MEMBER} holds an uneven or dilated convolution: use the pinned file")
+            raise WeightsError(f"{self._member} holds an uneven or dilated convolution: use the pinned file")
         self._emit(
             node,
             "conv",
@@ -161,12 +181,13 @@ class _Walk:
         source, begin, end, _ = self._inputs(node)
         before, after = self._constants[begin].tolist(), self._constants[end].tolist()
         if any(before) or after[0] or any(after[2:]):
-            raise WeightsError(f"{MESH_MEMBER} pads something other than trailing channels: use the pinned file")
+            raise WeightsError(f"{self._member} pads something other than trailing channels: use the pinned file")
         self._emit(node, "pad_channels", [source], channels=int(after[1]))
 
     def _result(self, node: Any) -> None:
         size = int(np.prod(list(node.get_output_shape(0))))
-        name = {468 * 3: "mesh", 1: "score"}.get(size)
+        name = self._sizes.get(size)
         if name is None:
-            raise WeightsError(f"{MESH_MEMBER} has an output of {size} numbers, not 1404 or 1: use the pinned file")
+            wanted = " or ".join(map(str, self._sizes))
+            raise WeightsError(f"{self._member} has an output of {size} numbers, not {wanted}: use the pinned file")
         self.outputs[name] = self._values[self._inputs(node)[0]]

@@ -1,0 +1,1 @@
+"""Measuring swaps: pairs of pictures in, figures with definitions out."""
