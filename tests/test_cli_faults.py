@@ -101,7 +101,8 @@ def test_the_other_commands_refuse_bad_files_too(tmp_path, capsys, command):
 
 def test_missing_files_folders_and_devices(tmp_path, capsys):
     good, out = put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
-    for source in (tmp_path / "absent.jpg", tmp_path, Path("/dev/null")):
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "absent.jpg", tmp_path / "empty", Path("/dev/null")):
         assert main(["swap", str(source), str(good), "-o", str(out)]) == 3
         assert "SOURCE" in capsys.readouterr().err
     assert not out.exists()

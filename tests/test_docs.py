@@ -23,8 +23,12 @@ QUICK = {
     "invert": ["--inversion", "fast", "--offline"],
     "sample": ["--offline"],
     "evaluate": ["--inversion", "fast", "--offline"],
-    "train": ["--people", "16", "--offline"],
-    "train mixer": ["--steps", "1", "--batch", "1", "--hidden", "8"],
+    "train": ["--offline"],
+    "train head": ["--pictures", "2", "--steps", "1", "--batch", "2"],
+    "train people": ["--people", "16"],
+    "train population": ["--people", "16"],
+    "train encoder": ["--people", "16", "--held-out", "4", "--steps", "1", "--batch", "4", "--width", "8"],
+    "train mixer": ["--people", "16", "--steps", "1", "--batch", "1", "--hidden", "8"],
 }
 
 
@@ -43,9 +47,13 @@ def folder(tmp_path, monkeypatch, swapper):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Swapper, "from_pretrained", classmethod(lambda cls, **_: swapper))
     image = PIL.Image.fromarray(astronaut())
-    (tmp_path / "pictures").mkdir()
-    for name in ("me.jpg", "her.jpg", "picture.jpg", "party.jpg", "pictures/one.jpg"):
+    for name in ("pictures", "photos-of-me"):
+        (tmp_path / name).mkdir()
+    mine = ("photos-of-me/one.jpg", "photos-of-me/two.jpg")
+    for name in ("me.jpg", "her.jpg", "picture.jpg", "party.jpg", "pictures/one.jpg", *mine):
         image.save(tmp_path / name)
+    (tmp_path / "runs/encoder").mkdir(parents=True)
+    (tmp_path / "runs/encoder/encoder.safetensors").symlink_to(asset_path("encoder"))
     (tmp_path / "pairs").mkdir()
     for name in ("her.jpg", "party.jpg", "picture.jpg", "swapped/picture.png"):
         (tmp_path / "pairs" / name).parent.mkdir(exist_ok=True)

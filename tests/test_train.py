@@ -192,20 +192,20 @@ def test_jpeg_keeps_what_pillow_keeps(networks):
 
 
 def test_the_encoder_learns_codes_and_pictures(networks, bank, tmp_path):
-    training = EncoderTraining(encoder=EncoderConfig(width=16), batch=8, image=1, image_from=4, held_out=4)
+    training = EncoderTraining(encoder=EncoderConfig(width=64), batch=16, image=1, image_from=4, held_out=4)
     trainee = EncoderTrainee(networks.generator, networks.identity, networks.mesh, bank, training)
     assert set(trainee.losses(0)) == {"total", "code"}
     assert set(trainee.losses(4)) == {"total", "code", "identity", "shape", "keep", "picture"}
     before = float(np.mean([float(trainee.losses(k)["code"].detach()) for k in range(3)]))
-    train(trainee, LoopConfig(out=tmp_path, steps=30, lr=3e-3, warmup=1))
     trainee.config = replace(training, image=0)
+    train(trainee, LoopConfig(out=tmp_path, steps=60, lr=5e-5, warmup=1))
     after = float(np.mean([float(trainee.losses(k)["code"].detach()) for k in range(3)]))
     assert after < 0.8 * before
     trainee.encoder.save(tmp_path / "encoder.safetensors", summary={})
     again = FeatureEncoder.load(tmp_path / "encoder.safetensors")
     features = bank.features_NVF[:3, 0].float()
     assert torch.allclose(again(features), trainee.encoder.eval()(features), atol=2e-2)
-    assert again.config.width == 16
+    assert again.config.width == 64
 
 
 def test_the_mixers_losses_fall_and_only_the_mixer_learns(networks, bank, tmp_path):

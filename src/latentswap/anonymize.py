@@ -50,6 +50,7 @@ KEEP_ALL: tuple[Attribute, ...] = get_args(Attribute)
 # set to that bound would make one false match in ten. One false match in a hundred, 0.54, would be easier to meet, but
 # the swap was optimised on this very network, and by another one the two may look more alike.
 ANONYMOUS = 0.30
+_LEAN = 0.5  # of the original's identity that is taken off the stranger's
 _FAR = 0.0  # cosine to the original above which a person of the gallery is no candidate: the median of strangers
 _FAR_ENOUGH = -0.2  # beyond it, more distance is worth nothing
 _POOL, _POOL_MARGIN = 12, 0.25  # the seed decides among so many, that cost at most so much more than the best
@@ -237,7 +238,8 @@ class Anonymizer:
                 people.append(self._candidacy(crop, number, [n for candidacy in people for n in candidacy.strangers]))
             candidacy = people[number]
             if candidacy.pixels is None:
-                candidacy.pixels = self.swapper.method.swap(self.stranger(candidacy.stranger), crop, on_step=step)
+                stranger = leaning_away(self.stranger(candidacy.stranger), candidacy.original.embedding_E)
+                candidacy.pixels = self.swapper.method.swap(stranger, crop, on_step=step)
             return candidacy.pixels
 
         # What counts is the likeness in the finished picture, so a round ends with one. Faces that have passed keep
@@ -289,6 +291,16 @@ class Anonymizer:
             "original": _traits(original.sex, int(age_group(torch.tensor(original.age))), original.skin),
             "replacement": _traits(float(gallery.sex_N[at]), int(gallery.age_N[at]), float(gallery.skin_N[at])),
         }
+
+
+def leaning_away(stranger: Prepared, original_E: torch.Tensor) -> Prepared:
+    """The stranger with an identity moved away from the original's.
+
+    Hair, surroundings and build stay the original's and pull a matcher back towards it; nobody misses the stranger's
+    exact identity, so it gives way in the other direction.
+    """
+    away_BE = stranger.embedding - _LEAN * original_E.to(stranger.embedding)
+    return replace(stranger, embedding=torch.nn.functional.normalize(away_BE, dim=-1))
 
 
 def _refusal(name: str, report: dict, bound: float) -> NotAnonymisedError:

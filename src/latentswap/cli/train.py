@@ -129,6 +129,7 @@ def train_encoder(
     shape: float = 0.1,
     keep: float = 0.1,
     picture: float = 1.0,
+    held_out: int = 256,
     people: int = 8000,
     seed: int = 0,
     device: Device = "cpu",
@@ -145,6 +146,7 @@ def train_encoder(
         shape: Weight of its mesh.
         keep: Weight of the contours and the openness of its eyes and mouth.
         picture: Weight of its pixels at 64².
+        held_out: People that are never trained on, for the figure of what is explained.
         people: How many people the pictures are of.
     """
     check_seed(seed)
@@ -163,6 +165,7 @@ def train_encoder(
         shape=shape,
         keep=keep,
         picture=picture,
+        held_out=held_out,
     )
     loop = LoopConfig(out=out, steps=steps, lr=lr, weight_decay=0.1, log_every=50)
     with ExitStack() as stack:

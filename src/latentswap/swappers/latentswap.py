@@ -37,8 +37,8 @@ INVERSIONS: tuple[str, ...] = get_args(Inversion)
 Render = Callable[[torch.Tensor], np.ndarray]
 """W+ [B, L, D] → uint8 [B, H, W, 3]: the generator at full size, by whatever runtime."""
 
-PAIR_INVERSION = InvertConfig(steps=16)  # before a refinement, which moves on from there
-_ONE_PERSON = 0.3  # least cosine of each of several sources to their mean
+EMPHASIS = 1.5  # of the source's identity where the mixer reads it: photographs' lie farther out than generated ones'
+_ONE_PERSON = 0.3  # least cosine of each of several sources to the mean of the others
 
 
 class LatentSwap:
@@ -57,6 +57,7 @@ class LatentSwap:
         *,
         inversion: Inversion = "refine",
         invert_config: InvertConfig | None = None,
+        pair_config: InvertConfig | None = None,
         refine_config: RefineConfig | None = None,
         tune_config: TuneConfig | None = None,
     ) -> None:
@@ -64,6 +65,7 @@ class LatentSwap:
             raise UsageError(f"inversion is {inversion!r}; it must be one of {', '.join(INVERSIONS)}.")
         self.networks, self.render, self.inversion = networks, render, inversion
         self.invert_config = invert_config or InvertConfig()
+        self.pair_config = pair_config or InvertConfig(steps=16)  # before a refinement, which moves on from there
         self.refine_config = refine_config or RefineConfig()
         self.tune_config = tune_config or TuneConfig()
         self._descent = networks.generator if inversion == "fast" else quick(networks.generator)
@@ -74,13 +76,18 @@ class LatentSwap:
         with torch.no_grad():
             return nets.encoder(trunk_features(nets.identity, nets.mesh, img_BCHW))
 
+    def _restored(self, ws_BLD: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
+        """A person swapped with themselves: the identity that the encoder lost, put back by the mixer."""
+        with torch.no_grad():
+            return self.networks.mixer(ws_BLD, ws_BLD, EMPHASIS * embedding_BE)
+
     def invert(self, crop: Crop, *, config: InvertConfig | None = None, on_step: OnStep = no_progress) -> torch.Tensor:
-        """The crop's W+ code [1, L, D]: the encoder's, and unless `fast` optimised on the crop."""
+        """The crop's W+ code [1, L, D]: the encoder's, its identity restored with `fast`, else optimised."""
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
         ws_BLD = self.encode(img_BCHW)
         if self.inversion == "fast":
-            return ws_BLD
+            return self._restored(ws_BLD, embed(nets.identity, img_BCHW, nets.mean_E))
         config = config or self.invert_config
         return invert(self._descent, nets.identity, nets.mesh, img_BCHW, ws_BLD, nets.mean_E, config, on_step)
 
@@ -96,13 +103,13 @@ class LatentSwap:
         return to_pixels(_synthesis(self.networks.generator, self.encode(img_BCHW), resolution=256))[0]
 
     def prepare(self, crop: Crop, *, name: str = "source", on_step: OnStep = no_progress) -> Prepared:
-        """Code (the encoder's), identity embedding, mesh and picture of a source crop."""
+        """Code (the encoder's, its identity restored), identity embedding, mesh and picture of a source crop."""
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
         with torch.no_grad():
             mesh_BK3 = crop_mesh(nets.mesh, img_BCHW)
         embedding_BE = embed(nets.identity, img_BCHW, nets.mean_E)
-        code_BLD = self.encode(img_BCHW)
+        code_BLD = self._restored(self.encode(img_BCHW), embedding_BE)
         return Prepared(w_plus=code_BLD, embedding=embedding_BE, mesh=mesh_BK3, picture=img_BCHW, name=name)
 
     def prepare_code(self, ws_BLD: torch.Tensor, *, name: str = "source") -> Prepared:
@@ -124,7 +131,7 @@ class LatentSwap:
         on_step: OnStep = no_progress,
     ) -> np.ndarray:
         """See `FaceSwapper.swap`. `on_step` counts the steps of inversion, tuning and refinement together."""
-        stages = [] if self.inversion == "fast" else [PAIR_INVERSION.steps, self.refine_config.steps]
+        stages = [] if self.inversion == "fast" else [self.pair_config.steps, self.refine_config.steps]
         if self.inversion == "tune":
             stages = [self.invert_config.steps, self.tune_config.steps, self.refine_config.steps]
         before = list(itertools.accumulate(stages, initial=0))
@@ -133,13 +140,17 @@ class LatentSwap:
             return lambda done, _: on_step(before[number] + done, before[-1])
 
         nets, render, descent = self.networks, self.render, self._descent
-        pair = PAIR_INVERSION if self.inversion == "refine" else None
-        target_BLD = self.invert(crop, config=pair, on_step=stage(0))
+        pair = self.pair_config if self.inversion == "refine" else None
+        if self.inversion == "fast":
+            target_BLD = self.encode(to_tensor(crop.pixels, nets.mean_E.device))
+        else:
+            target_BLD = self.invert(crop, config=pair, on_step=stage(0))
         if self.inversion == "tune":
             tuned = self.tune(crop, target_BLD, on_step=stage(1)).apply(nets.generator)
             descent, render = quick(tuned), lambda ws_BLD: to_pixels(_synthesis(tuned, ws_BLD))
         with torch.no_grad():
-            ws_BLD = nets.mixer(prepared.w_plus.to(target_BLD), target_BLD, prepared.embedding.to(target_BLD))
+            identity_BE = EMPHASIS * prepared.embedding.to(target_BLD)
+            ws_BLD = nets.mixer(prepared.w_plus.to(target_BLD), target_BLD, identity_BE)
         if self.inversion != "fast":
             ws_BLD = self._refine(descent, prepared, crop, ws_BLD, target_BLD, stage(len(stages) - 1))
         return render(blend_rows(target_BLD, ws_BLD, strength=strength, layers=layers))[0]
@@ -188,9 +199,11 @@ def average(sources: Sequence[Prepared]) -> Prepared:
     """
     if len(sources) == 1:
         return sources[0]
-    mean_BE = F.normalize(torch.stack([source.embedding for source in sources]).mean(0), dim=-1)
+    total_BE = torch.stack([source.embedding for source in sources]).sum(0)
+    mean_BE = F.normalize(total_BE, dim=-1)
     for source in sources:
-        if (cosine := float((source.embedding * mean_BE).sum())) < _ONE_PERSON:
+        others_BE = F.normalize(total_BE - source.embedding, dim=-1)
+        if (cosine := float((source.embedding * others_BE).sum())) < _ONE_PERSON:
             raise UsageError(
                 f"SOURCE {source.name} does not seem to show the person of the other sources (identity cosine "
                 f"{cosine:.2f} to their mean, at least {_ONE_PERSON:.2f} is expected). Leave it out."
