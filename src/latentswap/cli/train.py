@@ -74,6 +74,7 @@ def train_population(
 
     with ExitStack() as stack:
         bank = bank_for(stack, people_from or out / "people", config, device=device, offline=offline)
+        out.mkdir(parents=True, exist_ok=True)
         save_population(out / "population.safetensors", bank)
     print(out / "population.safetensors")
 
