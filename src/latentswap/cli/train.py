@@ -186,7 +186,7 @@ def train_mixer(
     people_from: PeopleFolder = None,
     encoder: Path | None = None,
     paper: bool = False,
-    steps: int = 2400,
+    steps: int = 1900,
     batch: int = 8,
     lr: float = 6e-4,
     people: int = 8000,
@@ -199,6 +199,7 @@ def train_mixer(
     same: float = 0.15,
     inverted: float = 0.75,
     hidden: tuple[int, ...] = (512, 512),
+    broadcast: bool = False,
     seed: int = 0,
     sample_every: int = 100,
     device: Device = "cpu",
@@ -221,6 +222,7 @@ def train_mixer(
         same: Share of pairs in which source and target are one person.
         inverted: Share of pairs with the encoder's codes; the others have the true ones.
         hidden: Widths of each row's layers; the paper's are 1024 1024 512 512.
+        broadcast: People of one w in all rows at truncation 0.7, as `train people --broadcast` makes them.
     """
     check_seed(seed)
     from latentswap.inversion.encoder import FeatureEncoder
@@ -245,7 +247,7 @@ def train_mixer(
         keep=0.0 if paper else keep,
         away=0.0 if paper else away,
     )
-    config = bank_config(people=people, seed=seed)
+    config = bank_config(people=people, seed=seed, broadcast=broadcast)
     with ExitStack() as stack:
         bank = bank_for(stack, people_from or out / "people", config, device=device, offline=offline)
         generator, embedder, mesh = load_frozen(stack, device=device, offline=offline)

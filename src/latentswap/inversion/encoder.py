@@ -18,7 +18,7 @@ from latentswap.errors import UsageError, WeightsError
 from latentswap.identity.dlib_resnet import DlibResNet, chip
 from latentswap.shape.mesh import MeshNet, crop_mesh
 from latentswap.weights.header import read_header
-from latentswap.weights.load import load_into, save_tensors
+from latentswap.weights.load import half_matrices, load_into, save_tensors
 
 _POOLED = ((1, 8), (2, 6), (3, 3))  # stages of the identity network and the side they are pooled to
 _THUMBNAIL = 20
@@ -93,9 +93,8 @@ class FeatureEncoder(nn.Module):
 
     def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
         """Write weights (matrices in float16) and a summary of the training to safetensors."""
-        halves = {name: value.half() if value.ndim > 1 else value for name, value in self.state_dict().items()}
         metadata = {"kind": "encoder", "config": json.dumps(asdict(self.config)), "training": json.dumps(dict(summary))}
-        save_tensors(path, halves, metadata | {"licence": "non-commercial (lineage FFHQ)"})
+        save_tensors(path, half_matrices(self), metadata | {"licence": "non-commercial (lineage FFHQ)"})
 
     def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
         x = self.dropout((features_BF - self.feature_mean) / self.feature_std)

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import openvino
 import torch
 
-from latentswap.errors import WeightsError
+from latentswap.runtime.tflite import compile_tflite
 from latentswap.shape.gaze import (
     EYE_SPAN,
     eye_frames,
@@ -56,18 +55,8 @@ class IrisRunner:
         Raises:
             WeightsError: the file is missing or is not that network.
         """
-        core = openvino.Core()
-        # Without the hint, CPUs with AVX512-BF16 compute in bfloat16.
-        config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = core.read_model(Path(path))
-            outputs = {int(np.prod(list(output.shape))): index for index, output in enumerate(model.outputs)}
-            found = outputs[CONTOUR_POINTS * 3], outputs[IRIS_POINTS * 3]
-            compiled = core.compile_model(model, "CPU", config)
-        except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{path} is not MediaPipe's iris_landmark.tflite: fetch the weights again") from error
+        sizes = (CONTOUR_POINTS * 3, IRIS_POINTS * 3)
+        compiled, found = compile_tflite(path, sizes, name="iris_landmark.tflite", threads=threads)
         self._lock = threading.Lock()
         self._request = compiled.create_infer_request()
         self._outputs = tuple(compiled.output(index) for index in found)

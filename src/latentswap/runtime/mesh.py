@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import openvino
 
-from latentswap.errors import WeightsError
+from latentswap.runtime.tflite import compile_tflite
 from latentswap.shape import topology
 from latentswap.shape.topology import MESH_SIZE
 
@@ -42,18 +41,8 @@ class MeshRunner:
         Raises:
             WeightsError: the file is missing or is not that network.
         """
-        core = openvino.Core()
-        # Without the hint, CPUs with AVX512-BF16 compute in bfloat16 and the points move by whole pixels.
-        config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = core.read_model(Path(path))
-            outputs = {int(np.prod(list(output.shape))): index for index, output in enumerate(model.outputs)}
-            mesh, score = outputs[topology.MESH_POINTS * 3], outputs[1]
-            compiled = core.compile_model(model, "CPU", config)
-        except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{path} is not MediaPipe's face_landmark.tflite: fetch the weights again") from error
+        sizes = (topology.MESH_POINTS * 3, 1)
+        compiled, (mesh, score) = compile_tflite(path, sizes, name="face_landmark.tflite", threads=threads)
         self._lock = threading.Lock()
         self._request = compiled.create_infer_request()
         self._outputs = (compiled.output(mesh), compiled.output(score))

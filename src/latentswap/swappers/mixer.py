@@ -19,7 +19,7 @@ from torch import nn
 
 from latentswap.errors import UsageError, WeightsError
 from latentswap.weights.header import read_header
-from latentswap.weights.load import load_into, save_tensors
+from latentswap.weights.load import half_matrices, load_into, save_tensors
 
 PAPER_HIDDEN = (1024, 1024, 512, 512)
 
@@ -114,8 +114,7 @@ class LatentMixer(nn.Module):
     def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
         """Write weights (float16), size and a summary of the training to safetensors."""
         metadata = {"kind": "mixer", "config": json.dumps(asdict(self.config)), "training": json.dumps(dict(summary))}
-        halves = {name: value.half() if value.ndim > 1 else value for name, value in self.state_dict().items()}
-        save_tensors(path, halves, metadata)
+        save_tensors(path, half_matrices(self), metadata)
 
     def forward(
         self, source_BLD: torch.Tensor, target_BLD: torch.Tensor, embedding_BE: torch.Tensor | None = None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from latentswap.generators.mobile import Head256, MobileStyleGAN
 from latentswap.seeds import generator_for
 from latentswap.train.sample import CodeConfig, sample_codes
-from latentswap.weights.load import save_tensors
+from latentswap.weights.load import half_matrices, save_tensors
 
 _PATCH = 32  # side of a patch in the features; twice that in the picture
 
@@ -97,10 +97,8 @@ class HeadTrainee:
 
     def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
         """Write weights (matrices in float16) and a summary of the training to safetensors."""
-        state = self.head.state_dict()
-        halves = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
         metadata = {"kind": "head256", "training": json.dumps(dict(summary) | {"config": self.describe()})}
-        save_tensors(path, halves, metadata | {"licence": "non-commercial (lineage FFHQ)"})
+        save_tensors(path, half_matrices(self.head), metadata | {"licence": "non-commercial (lineage FFHQ)"})
 
     def sample_sheet(self) -> np.ndarray | None:
         return None

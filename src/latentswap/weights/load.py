@@ -35,6 +35,11 @@ def load_tensors(
     return _read(path), header.metadata
 
 
+def half_matrices(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The module's state with everything but vectors in float16: how trained networks are kept."""
+    return {name: value.half() if value.ndim > 1 else value for name, value in module.state_dict().items()}
+
+
 def load_into(
     module: torch.nn.Module,
     path: str | Path,
