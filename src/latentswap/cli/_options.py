@@ -10,7 +10,7 @@ from latentswap.errors import UsageError
 Inversion = Annotated[
     Literal["fast", "refine", "tune"],
     tyro.conf.arg(
-        help="fast: one pass, a second. refine: codes are optimised on the pair, a quarter of a minute, much closer to "
+        help="fast: one pass, a second. refine: codes are optimised on the pair, a third of a minute, much closer to "
         "the source. tune: the generator is tuned to the photograph first, some minutes"
     ),
 ]

@@ -34,9 +34,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the program's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Threads that wait by spinning stand still when another program wants the cores; ours sleep. Before torch loads.
+    # Threads that spin long stand still when another program wants the cores, and those that sleep at once take half as
+    # long again on an idle machine: ours spin for some microseconds. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if argv is None:
         signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments
