@@ -1,6 +1,7 @@
-"""`latentswap models`: which networks there are, fetching them, and what a weight file is."""
+"""`latentswap models`: which networks there are, fetching and converting them, and what a weight file is."""
 
 import math
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, megabytes, table
-from latentswap.errors import UsageError
+from latentswap.errors import UsageError, WeightsError
 from latentswap.weights.catalog import CATALOG, WeightSpec, get_spec
+from latentswap.weights.convert.sandbox import convert, inspect
 from latentswap.weights.fetch import cache_root, check, weights_path
 from latentswap.weights.files import sha256_file
 from latentswap.weights.header import read_header
@@ -52,18 +54,36 @@ def info(
     *,
     json: Json = False,
 ) -> None:
-    """Describe a network of the catalogue, or say what a safetensors file is.
+    """Describe a network of the catalogue, or say what a weight file is. Nothing in the file is run.
 
     Args:
-        what: A name of `latentswap models list`, or the path of a safetensors file.
+        what: A name of `latentswap models list`, or the path of a file: safetensors, or a published checkpoint.
     """
     if what in CATALOG:
         data = _describe_spec(CATALOG[what])
     elif Path(what).exists():
-        data = _describe_file(Path(what))
+        data = _describe_file(Path(what)) if _is_safetensors(Path(what)) else _describe_foreign(Path(what))
     else:
         raise UsageError(f"{what!r} is neither a file nor one of the networks {', '.join(CATALOG)}")
     emit(data, _as_lines(data), as_json=json)
+
+
+def convert_model(
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    *,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="OUT")] = None,
+    kind: Annotated[str | None, tyro.conf.arg(name="as", metavar="KIND")] = None,
+    json: Json = False,
+) -> None:
+    """Convert a published checkpoint to safetensors. It is read in a process of its own, and nothing in it is run.
+
+    Args:
+        file: The published file (docs/models.md lists them).
+        output: The file to write. A second network in FILE goes beside it, its name extended. (default: beside FILE)
+        kind: Convert only the network of this kind, such as inverter/psp.
+    """
+    data = [{"kind": made.kind, "path": str(made.path)} for made in convert(file, output, kind=kind)]
+    emit(data, table([(d["kind"], d["path"]) for d in data]), as_json=json)
 
 
 def _specs() -> list[WeightSpec]:
@@ -107,17 +127,37 @@ def _describe_file(path: Path) -> dict[str, Any]:
     }
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as the format does: the length of a header, then the header."""
+    with path.open("rb") as file:
+        length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+    return brace == b"{" and length <= path.stat().st_size
+
+
+def _describe_foreign(path: Path) -> dict[str, Any]:
+    try:
+        found = inspect(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error} (it is not a safetensors file)") from error
+    data = {"path": str(path), "bytes": path.stat().st_size, **found}
+    if "networks" in found:
+        data["convert"] = f"latentswap models convert {shlex.quote(str(path))}"
+    return data
+
+
 def _as_lines(data: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
     for key, value in data.items():
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_as_lines(value, indent + "  ")]
         elif isinstance(value, list):
-            lines += [f"{indent}{key}:", *(f"{indent}  {item}" for item in value)]
+            lines.append(f"{indent}{key}:")
+            for item in value:
+                lines += _as_lines(item, indent + "  ") if isinstance(item, dict) else [f"{indent}  {item}"]
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
             lines.append(f"{indent}{key}: {text if len(text) <= 400 else text[:400] + ' …'}")
     return lines
 
 
-COMMANDS = {"list": list_models, "fetch": fetch_models, "info": info}
+COMMANDS = {"list": list_models, "fetch": fetch_models, "info": info, "convert": convert_model}
