@@ -74,3 +74,16 @@ def test_coarse_grain_gets_less_rather_than_more():
     assert measured is not None
     added = added_noise(face, measured, EVERYWHERE, seed=1)
     assert added is not None and 0.7 * 8 < added.std() < 8
+
+
+def test_faint_texture_is_taken_for_skin_in_part():
+    face = smooth_picture(*SHAPE).astype(np.float32)
+    shares = []
+    for sigma in (1.0, 2.0, 8.0):
+        measured = noise_covariance(face + noise(sigma, 0), EVERYWHERE)
+        assert measured is not None
+        added = added_noise(face, measured, EVERYWHERE, seed=1)
+        assert added is not None
+        shares.append(added.std() / sigma)
+    assert shares[0] < 0.9 < shares[2] < 1.1
+    assert shares == sorted(shares)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentswap.face.mask import face_mask
-from latentswap.face.occlusion import guided_filter, occlusion
+from latentswap.face.occlusion import beside, guided_filter, occlusion
 from latentswap.inversion.encoder import trunk_features
 from latentswap.shape import topology as T
 from latentswap.shape.mesh import crop_mesh
@@ -82,9 +82,50 @@ def test_light_is_no_object(people, look):
     assert np.clip(extra, 0, 1)[face_mask(mesh, SIZE) > 0.5].mean() < 0.01
 
 
-def test_a_mesh_outside_of_the_crop_finds_nothing(people):
+def test_a_bare_cheek_is_no_object_though_the_reconstruction_has_hair_there(people, look):
+    for crop in to_pixels(people[1])[:3]:
+        mesh, _ = look(crop)
+        x, y = mesh[50, :2].astype(int)
+        place = slice(y - 12, y + 13), slice(x - 12, x + 13)
+        hairy = crop.copy()
+        hairy[place] = (40, 28, 22)
+        assert occlusion(hairy, mesh, crop)[place].mean() > 0.9  # the other way round it is one
+        assert occlusion(crop, mesh, hairy)[place].mean() < 0.05
+
+
+def test_a_swaps_fringe_is_beside_the_face_and_its_features_are_not(people, look):
+    for crop in to_pixels(people[1]):
+        mesh, _ = look(crop)
+        brows = int(mesh[[*T.RIGHT_BROW_UPPER, *T.LEFT_BROW_UPPER], 1].min())
+        fringe = crop.copy()
+        fringe[: brows - 6] = (28, 22, 20)
+        found = beside(fringe, mesh, mesh)
+        x0, x1 = sorted(int(mesh[i, 0]) for i in (T.RIGHT_BROW_UPPER[1], T.LEFT_BROW_UPPER[1]))
+        assert found[int(mesh[10, 1]) + 2 : brows - 10, x0:x1].mean() > 0.8
+        features = mesh[[*T.RIGHT_EYE, *T.LEFT_EYE, *T.OUTER_LIPS, *T.NOSE], :2].astype(int)
+        assert found[features[:, 1], features[:, 0]].mean() < 0.02
+
+
+def test_a_beard_and_the_photos_chin_stay_covered(people, look):
     crop = to_pixels(people[1])[0]
-    assert not occlusion(crop, np.full((468, 3), 9000.0) + np.arange(468)[:, None], crop).any()
+    mesh, _ = look(crop)
+    bearded = crop.copy()
+    place = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.fillPoly(place, [mesh[list(T.FACE_OVAL), :2].astype(np.int32)], (1,))
+    place[: int(mesh[T.NOSE_BASE[2], 1]) + 4] = 0
+    bearded[place > 0] = (60, 48, 40)
+    longer = mesh + np.where(mesh[:, 1:2] > mesh[14, 1], (0, 12, 0), 0)  # the photo's chin reaches lower
+    found = beside(bearded, mesh, longer)
+    inner = cv2.erode(place, np.ones((11, 11), np.uint8)) > 0
+    assert found[inner].mean() < 0.02
+    x, y = longer[T.CHIN, :2].astype(int)
+    assert found[y - 4, x] < 0.2
+
+
+def test_a_mesh_outside_of_the_crop_finds_nothing(people):
+    crop, away = to_pixels(people[1])[0], np.full((468, 3), 9000.0) + np.arange(468)[:, None]
+    assert not occlusion(crop, away, crop).any()
+    assert not beside(crop, away, away).any()
 
 
 def test_guided_filter_keeps_edges_and_means():

@@ -15,10 +15,11 @@ BLOCK, BORDER = 16, 8  # pixels: side of a flat place, and what the filters need
 MOST_BLOCKS, FEWEST_BLOCKS = 96, 6
 USABLE_BLOCKS = 100  # in a face of fewer (under about 200 pixels) features would pass for noise
 FLAT = 0.3  # of the blocks, the least structured ones are looked at
-STILL = 0.75  # of these, the calmest count: a mole or a hair in a flat place is no noise
-CALM_BIAS = 1.06  # what leaving out the others takes from a variance of mere noise
+STILL = 0.5  # of these, the calmest count: a mole, a hair or pores in a flat place are no noise
+CALM_BIAS = 1.07  # what leaving out the others takes from a variance of mere noise
 TILE = 256  # side of the synthesised field, repeated
 LEAST = 0.35  # levels: weaker noise is not worth adding
+DOUBT = 0.5  # levels: noise of this strength may as well be the texture of smooth skin, and half of it is added
 MOST = 16.0  # levels: nothing stronger is taken for noise
 
 
@@ -60,14 +61,15 @@ def added_noise(face: np.ndarray, noise_B33: np.ndarray, weight_HW: np.ndarray, 
     """The noise that the photo has and the face lacks, float32 [H, W, 3] in levels; None where it is nothing.
 
     face: [H, W, 3] of levels 0 to 255, as it will stand in the photo. noise_B33: `noise_covariance` of the photo, of
-    which the face gets what it lacks and never more.
+    which the face gets what it lacks and never more: of faint noise, which may be pores, less.
     """
     here = noise_covariance(face, weight_HW)
     if here is None:
         return None
-    if np.sqrt(np.trace(noise_B33.sum(axis=0)) / 3) > MOST:
+    strength = np.trace(noise_B33.sum(axis=0)) / 3
+    if strength > MOST**2:
         return None
-    missing = _spread_over_bands(noise_B33 - here)
+    missing = _spread_over_bands(noise_B33 - here) * (strength / (strength + DOUBT**2))
     if np.sqrt(np.trace(missing.sum(axis=0)) / 3) < 2 * LEAST:  # of white parts; what the filters leave is about half
         return None
     tile = noise_tile(missing, seed=seed)

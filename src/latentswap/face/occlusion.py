@@ -19,15 +19,20 @@ from latentswap.shape.topology import (
     RIGHT_EYE,
 )
 
+MOUTH = OUTER_LIPS[5]  # the middle of the lower lip
 WORK = 256  # side at which everything but the last edge is done
 DARK = 12.0  # added before logarithms: noise in the blacks must not look like colour
 LUMA_SIGMA = 0.36  # log luma: cast shadows and highlights that a reconstruction misses
 CHROMA_SIGMA = 0.10  # log colour ratios: blush, make-up, coloured light
 STRONG, WEAK = 3.2, 2.0  # of the combined distance: where a piece may begin, and how far it reaches
 LENS, LENS_REACH = 1.2, 0.22  # the median over the eyes behind dark glasses; their reach around the eyes, face sizes
+SKIN = 1.5  # of the distance from plain skin: what is nearer is skin, whatever the reconstruction shows
 SMALLEST = 0.006  # of the face's area: strong pixels that a piece must have
 REACH = 5  # pixels of WORK by which features of the reconstruction may be misplaced
 OUTSIDE = 0.13  # face sizes: how far a piece is followed beyond the face's outline
+RING = (0.03, 0.15)  # face sizes: how far inside and outside of its outline a swap may show hair and background
+BACKGROUND = 2.6  # of the distance from plain skin: more than the shade of a chin on a neck
+STRANDS = 6  # pixels of WORK by which hair is followed into its thin ends
 EDGE = 6  # pixels of WORK: radius of the guided filter that fits the mask to the photo's edges
 
 
@@ -40,31 +45,75 @@ def occlusion(target_crop: np.ndarray, mesh_K3: np.ndarray, reference: np.ndarra
     Multiply the paste's mask by 1 minus this. It would rather miss than find too much: things of skin colour (most
     hands), blond hair and clear glasses stay unseen, because a false hole shows the face that should have gone.
     """
-    size = target_crop.shape[0]
-    result = np.zeros((size, size), np.float32)
-    mesh = np.asarray(mesh_K3, np.float64)[:, :2] * (WORK / size)
+    window = _window(target_crop, mesh_K3)
+    if window is None:
+        return np.zeros(target_crop.shape[:2], np.float32)
+    photo, mesh, face, place = window
+    distance = difference(photo, _reduced(reference)[place], face)
+    unlike = _unlike_skin(photo, face)
+    found = _pieces(distance, mesh, face, unlike) | _hair(unlike, mesh, face, 0.05)
+    unit = np.sqrt(face.sum())
+    if found.any():
+        eyes = _filled([mesh[list(i)] for i in (RIGHT_EYE, LEFT_EYE)], face.shape, 0.12 * unit)
+        found = _follow(found, photo, face, ~eyes | found, int(OUTSIDE * unit))
+    return _soft(found, photo, place, target_crop.shape[0])
+
+
+def beside(swapped_crop: np.ndarray, mesh_K3: np.ndarray, target_K3: np.ndarray) -> np.ndarray:
+    """How much of every pixel of a swap shows its hair or its background, float32 [S, S] in [0, 1].
+
+    swapped_crop: uint8 [S, S, 3]. mesh_K3, target_K3: its own mesh and the photo's in crop pixels. There the photo has
+    better: its own forehead in place of the swap's fringe, its own background next to a turned cheek. Below the nose
+    only the outline is looked at, so that a beard comes along, and at the chin only what lies outside of the photo's as
+    well, so that its chin does not come back.
+    """
+    window = _window(swapped_crop, mesh_K3)
+    if window is None:
+        return np.zeros(swapped_crop.shape[:2], np.float32)
+    swap, mesh, face, place = window
+    unlike = _unlike_skin(swap, face)
+    unit = np.sqrt(face.sum())
+    features = _features(mesh, face.shape, unit)
+    kernel = np.ones((3, 3), np.uint8)
+    hair, further = _hair(unlike, mesh, face, 0.02) & ~features, (unlike > SKIN) & ~features
+    for _ in range(STRANDS):
+        hair = (cv2.dilate(hair.astype(np.uint8), kernel) > 0) & further
+    hair = cv2.dilate(hair.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # hair ends in a soft edge
+    ring = _silhouette(mesh, face, RING[1] * unit) & ~_silhouette(mesh, face, -RING[0] * unit)
+    theirs = np.asarray(target_K3, np.float64)[:, :2] * (WORK / swapped_crop.shape[0])
+    theirs -= (place[1].start, place[0].start)
+    chin = _silhouette(theirs, _filled([theirs[list(FACE_OVAL)]], face.shape), 0) & _below(theirs, MOUTH, face.shape)
+    ring &= (unlike > BACKGROUND) & ~chin
+    ring = cv2.morphologyEx(ring.astype(np.uint8), cv2.MORPH_OPEN, kernel) > 0
+    found = (hair | ring) & ~features
+    return _soft(found, swap, place, swapped_crop.shape[0])
+
+
+def _window(
+    crop: np.ndarray, mesh_K3: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[slice, slice]] | None:
+    """The reduced picture around the face, mesh [468, 2] and face (bool) in it, and its place; None if not in sight."""
+    mesh = np.asarray(mesh_K3, np.float64)[:, :2] * (WORK / crop.shape[0])
     oval = mesh[list(FACE_OVAL)]
     margin = 0.2 * np.ptp(oval, axis=0).max()
     x0, y0 = np.clip(np.floor(oval.min(axis=0) - margin), 0, WORK).astype(int)
     x1, y1 = np.clip(np.ceil(oval.max(axis=0) + margin), 0, WORK).astype(int)
     if min(x1 - x0, y1 - y0) < 16:
-        return result
-    mesh -= (x0, y0)
-    photo, known = _reduced(target_crop)[y0:y1, x0:x1], _reduced(reference)[y0:y1, x0:x1]
-    face = _filled([mesh[list(FACE_OVAL)]], photo.shape)
-    area = int(face.sum())
-    if area < 64:
-        return result
-    distance = difference(photo, known, face)
-    found = _pieces(distance, mesh, face) | _hair(photo, mesh, face)
-    if not found.any():
-        return result
-    eyes = _filled([mesh[list(i)] for i in (RIGHT_EYE, LEFT_EYE)], face.shape, 0.12 * np.sqrt(area))
-    found = _follow(found, photo, face, ~eyes | found, int(OUTSIDE * np.sqrt(area)))
-    soft = guided_filter(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) / 255, found.astype(np.float32), EDGE, 2e-4)
-    soft = np.clip((soft - 0.15) / 0.6, 0, 1)
+        return None
+    place = slice(y0, y1), slice(x0, x1)
+    picture, mesh = _reduced(crop)[place], mesh - (x0, y0)
+    face = _filled([mesh[list(FACE_OVAL)]], picture.shape)
+    return None if face.sum() < 64 else (picture, mesh, face, place)
+
+
+def _soft(found_HW: np.ndarray, guide_HWC: np.ndarray, place: tuple[slice, slice], size: int) -> np.ndarray:
+    """What was found in a window, fitted to the picture's edges, in the whole crop, float32 [size, size]."""
+    if not found_HW.any():
+        return np.zeros((size, size), np.float32)
+    guide = cv2.cvtColor(guide_HWC, cv2.COLOR_RGB2GRAY) / 255
+    soft = guided_filter(guide, found_HW.astype(np.float32), EDGE, 2e-4)
     whole = np.zeros((WORK, WORK), np.float32)
-    whole[y0:y1, x0:x1] = soft
+    whole[place] = np.clip((soft - 0.15) / 0.6, 0, 1)
     return np.clip(cv2.resize(whole, (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
 
 
@@ -154,17 +203,52 @@ def _light(ratio_HW3: np.ndarray, face_HW: np.ndarray) -> np.ndarray:
     return (terms(np.arange(height)[:, None], np.arange(width)[None]) @ solution).astype(np.float32)
 
 
-def _pieces(distance_HW: np.ndarray, mesh_K2: np.ndarray, face_HW: np.ndarray) -> np.ndarray:
-    """Connected pixels that are far, around enough that are very far and not a feature, bool [H, W]."""
+def _features(mesh_K2: np.ndarray, shape: tuple[int, ...], unit: float) -> np.ndarray:
+    """Eyes, brows, lips and nostrils with what a misplaced one would cover, bool [H, W]. unit: the face's size."""
+    brows = [cv2.convexHull(mesh_K2[list(i)].astype(np.float32))[:, 0] for i in (RIGHT_BROW, LEFT_BROW)]
+    features = _filled([mesh_K2[list(i)] for i in (RIGHT_EYE, LEFT_EYE)], shape, 0.06 * unit)
+    features |= _filled(brows, shape, 0.05 * unit)
+    features |= _filled([mesh_K2[list(OUTER_LIPS)]], shape, 0.05 * unit)
+    return features | _filled([mesh_K2[[*NOSE_BASE, NOSE_TIP]]], shape, 0.03 * unit)
+
+
+def _below(mesh_K2: np.ndarray, point: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels below a point of the mesh along the face's own axis, bool [H, W]."""
+    across = mesh_K2[NOSE_BASE[-1]] - mesh_K2[NOSE_BASE[0]]
+    down = np.array((-across[1], across[0])) / max(float(np.hypot(*across)), 1e-9)
+    rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
+    return (columns - mesh_K2[point, 0]) * down[0] + (rows - mesh_K2[point, 1]) * down[1] >= 0
+
+
+def _silhouette(mesh_K2: np.ndarray, face_HW: np.ndarray, grow: float) -> np.ndarray:
+    """All that the mesh covers (of a turned head more than its outline encloses) and `grow` pixels around, bool."""
+    canvas = face_HW.astype(np.uint8)
+    reach = 0.05 * np.sqrt(face_HW.sum())
+    for x, y in mesh_K2:
+        cv2.circle(canvas, (round(float(x)), round(float(y))), round(reach), (1,), cv2.FILLED)
+    away = cv2.distanceTransform(1 - canvas, cv2.DIST_L2, cv2.DIST_MASK_5)
+    within = cv2.distanceTransform(canvas, cv2.DIST_L2, cv2.DIST_MASK_5)
+    return away - within < grow - reach
+
+
+def _unlike_skin(photo_HWC: np.ndarray, face_HW: np.ndarray) -> np.ndarray:
+    """How far every pixel is from the face's usual colour in its light (`difference`), float32 [H, W]."""
+    plain = np.empty_like(photo_HWC)
+    plain[:] = np.median(photo_HWC[face_HW], axis=0)
+    return difference(photo_HWC, plain, face_HW)
+
+
+def _pieces(distance_HW: np.ndarray, mesh_K2: np.ndarray, face_HW: np.ndarray, unlike_HW: np.ndarray) -> np.ndarray:
+    """Connected pixels that are far, around enough that are very far and not a feature, bool [H, W].
+
+    Far from plain skin as well (`unlike_HW`): the reconstruction may have hair where the photo shows a cheek.
+    """
     unit = np.sqrt(face_HW.sum())
     shape = face_HW.shape
     eyes = [_filled([mesh_K2[list(i)]], shape, 0.06 * unit) for i in (RIGHT_EYE, LEFT_EYE)]
-    brows = [cv2.convexHull(mesh_K2[list(i)].astype(np.float32))[:, 0] for i in (RIGHT_BROW, LEFT_BROW)]
-    features = eyes[0] | eyes[1] | _filled(brows, shape, 0.05 * unit)
-    features |= _filled([mesh_K2[list(OUTER_LIPS)]], shape, 0.05 * unit)
-    features |= _filled([mesh_K2[[*NOSE_BASE, NOSE_TIP]]], shape, 0.03 * unit)
+    features = _features(mesh_K2, shape, unit)
     inner = cv2.erode(face_HW.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    weak = ((distance_HW > WEAK) & inner).astype(np.uint8)
+    weak = ((distance_HW > WEAK) & (unlike_HW > SKIN) & inner).astype(np.uint8)
     weak = cv2.morphologyEx(weak, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     _, labels = cv2.connectedComponents(weak, connectivity=4)
     strong = np.bincount(labels[(distance_HW > STRONG) & ~features & (weak > 0)], minlength=labels.max() + 1)
@@ -188,28 +272,22 @@ def _pieces(distance_HW: np.ndarray, mesh_K2: np.ndarray, face_HW: np.ndarray) -
     return found
 
 
-def _hair(photo_HWC: np.ndarray, mesh_K2: np.ndarray, face_HW: np.ndarray) -> np.ndarray:
+def _hair(unlike_HW: np.ndarray, mesh_K2: np.ndarray, face_HW: np.ndarray, margin: float) -> np.ndarray:
     """What reaches in from the outline over forehead, temples and upper cheeks and is not of skin colour, bool [H, W].
 
     The reconstruction mostly knows hair, but the swap need not have it; so the comparison is with plain skin. Below the
-    nose it would be a beard, between the brows and the eyes' outer corners a brow: neither is looked at.
+    nose it would be a beard, between the brows and the eyes' outer corners a brow: neither is looked at. margin: face
+    sizes kept from those.
     """
     unit = np.sqrt(face_HW.sum())
-    plain = np.empty_like(photo_HWC)
-    plain[:] = np.median(photo_HWC[face_HW], axis=0)
-    distance = difference(photo_HWC, plain, face_HW)
     middle = [*RIGHT_BROW, *LEFT_BROW, *RIGHT_EYE, *LEFT_EYE, *NOSE_BASE, NOSE_TIP]
-    zone = face_HW & ~_filled([cv2.convexHull(mesh_K2[middle].astype(np.float32))[:, 0]], face_HW.shape, 0.05 * unit)
-    across = mesh_K2[NOSE_BASE[-1]] - mesh_K2[NOSE_BASE[0]]
-    down = np.array((-across[1], across[0])) / max(float(np.hypot(*across)), 1e-9)
-    rows, columns = np.mgrid[: face_HW.shape[0], : face_HW.shape[1]] + 0.5
-    nose = mesh_K2[NOSE_TIP]
-    zone &= (columns - nose[0]) * down[0] + (rows - nose[1]) * down[1] < 0
-    weak = cv2.morphologyEx(((distance > WEAK) & zone).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    zone = face_HW & ~_filled([cv2.convexHull(mesh_K2[middle].astype(np.float32))[:, 0]], face_HW.shape, margin * unit)
+    zone &= ~_below(mesh_K2, NOSE_TIP, face_HW.shape)
+    weak = cv2.morphologyEx(((unlike_HW > WEAK) & zone).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     _, labels = cv2.connectedComponents(weak, connectivity=4)
     count = labels.max() + 1
     rim = face_HW & (cv2.erode(face_HW.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=3) == 0)
-    keep = np.bincount(labels[(distance > STRONG) & (weak > 0)], minlength=count) >= SMALLEST * face_HW.sum()
+    keep = np.bincount(labels[(unlike_HW > STRONG) & (weak > 0)], minlength=count) >= SMALLEST * face_HW.sum()
     keep &= np.bincount(labels[rim], minlength=count) > 0
     keep[0] = False
     return keep[labels]

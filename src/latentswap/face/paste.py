@@ -6,20 +6,14 @@ import cv2
 import numpy as np
 
 from latentswap.face.align import affine_scale, invert_affine, move_points, warp
+from latentswap.face.colour import match_colour, reduced
 from latentswap.face.grain import added_noise, fine_noise, noise_covariance
 
-STATISTICS = 128  # side at which colours are compared: noise and pores are averaged away
-BEARDLESS = 0.6  # of the mask from above: below, a beard would pass for dark skin
-CONTRAST_LIMIT = 1.15  # shading contrast changes by this factor at most
 MEMBRANE = 64  # side at which the edge's difference is diffused
 MEMBRANE_TRUST = 24.0  # edge differences beyond this are hair or background rather than light, and count as none
 BLUR_LIMIT = 4.0  # photo pixels: largest standard deviation of the blur that matches a soft photo
-HIGHLIGHTS = 0.6  # of the way from the skin's level to white: as far as skin reaches
-HIGHLIGHT_GAIN = 1.8  # of the skin's gain: how steeply its highlights may rise above it when it darkens
-FALL_OFF = 0.2  # for each doubling of the skin's level: extra exponent of the levels below it
 NOISE_SHARE = 0.8  # of a photo's fine detail may be noise at most
 MARGIN = 24  # crop pixels kept around the mask for filters
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def paste(
@@ -29,12 +23,15 @@ def paste(
     mask: np.ndarray,
     *,
     target_crop: np.ndarray,
+    target_K3: np.ndarray,
+    swapped_K3: np.ndarray,
     grain: bool = True,
 ) -> np.ndarray:
     """Blend a swapped crop into its picture and return a new picture, uint8 [H, W, 3].
 
     image_pixels: uint8 [H, W, 3]. swapped_crop, target_crop: uint8 [S, S, 3], the crop after and before the swap.
-    affine: picture pixels → crop pixels. mask: float32 [S, S] in [0, 1]; where it is 0 the picture keeps its bytes.
+    target_K3, swapped_K3: their meshes [468, 3] in crop pixels. affine: picture pixels → crop pixels. mask: float32
+    [S, S] in [0, 1]; where it is 0 the picture keeps its bytes.
 
     The swap first takes the target's skin colour and shading contrast (`match_colour`), then its sharpness if the photo
     is the softer of the two (`match_sharpness`), then a gentle low-frequency correction that makes both agree along
@@ -54,7 +51,8 @@ def paste(
     photo = result[y0:y1, x0:x1]
     alpha = np.clip(warp(mask.astype(np.float32), to_picture, *size, border=cv2.BORDER_CONSTANT), 0, 1)
     noise = noise_covariance(photo, alpha) if grain else None
-    swap = match_colour(swap, target, mask)
+    swapped_K3, target_K3 = (mesh - (columns.start, rows.start, 0) for mesh in (swapped_K3, target_K3))
+    swap = match_colour(swap, target, mask, swapped_K3=swapped_K3, target_K3=target_K3)
     swap = match_sharpness(swap, target, mask, pixel=affine_scale(affine))
     swap = cv2.add(swap, membrane(swap, target, mask), dtype=cv2.CV_8U)
     face = warp(swap, to_picture, *size, border=cv2.BORDER_REPLICATE).astype(np.float32)
@@ -94,74 +92,6 @@ def _rectangle(mask: np.ndarray, affine: np.ndarray, height: int, width: int) ->
     if (high <= low).any():
         return None
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
-
-
-def _small(pixels: np.ndarray, side: int) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    if min(height, width) >= 4 * side:  # by a whole factor first, which is several times as fast
-        pixels = pixels[: height // 4 * 4, : width // 4 * 4]
-        pixels = cv2.resize(pixels, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
-    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
-
-
-def _skin(small_HWC: np.ndarray, core_HW: np.ndarray) -> np.ndarray:
-    """Colours [N, 3] of the masked pixels nearest to the masked median: drops eyes, lips, brows, hair and glints."""
-    colours = small_HWC[core_HW]
-    distance = np.abs(colours - np.median(colours, axis=0)).sum(axis=1)
-    return colours[distance <= np.quantile(distance, 0.7)]
-
-
-def match_colour(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Give the swap the target's skin colour, uint8 [S, S, 3].
-
-    A tone curve for each channel makes the median skin colours equal (`tone_curve`). One contrast for all channels,
-    around that median, then brings the spread of luma half-way (in ratio) to the target's: one, because a contrast for
-    each channel tints the shadows.
-    """
-    core = _small(mask, STATISTICS) > 0.9
-    if not core.any():
-        return swapped_crop
-    rows = np.flatnonzero(core.any(axis=1))
-    core[rows[0] + round(BEARDLESS * rows.size) :] = False
-    swap, target = _skin(_small(swapped_crop, STATISTICS), core), _skin(_small(target_crop, STATISTICS), core)
-    here, there = np.median(swap, axis=0), np.median(target, axis=0)
-    curves = np.stack([tone_curve(float(a), float(b)) for a, b in zip(here, there, strict=True)], axis=1)
-    matched = np.stack([np.interp(swap[:, c], np.arange(256), curves[:, c]) for c in range(3)], axis=1)
-    contrast = np.sqrt(_spread(target @ _LUMA) / _spread(matched @ _LUMA))
-    contrast = np.clip(contrast, 1 / CONTRAST_LIMIT, CONTRAST_LIMIT)
-    table = np.clip(np.rint((curves - there) * contrast + there), 0, 255).astype(np.uint8)
-    return cv2.LUT(swapped_crop, table[:, None, :])
-
-
-def tone_curve(here: float, there: float) -> np.ndarray:
-    """A smooth rising curve, float64 [256], that takes level `here` to `there` and black to black.
-
-    Below `here` it is a gain, as if the light had changed; a brightening one falls off towards the dark, so that lips
-    and brows, which differ less than skin does between people, are not brightened as much as the skin. Above, it heads
-    for white when it brightens, so that nothing burns out. When it darkens it stays near the gain over the skin's
-    highlights, and then bends towards a white half-way (in ratio) to the gain, so that eyes and teeth stay light.
-    """
-    here, there = (min(max(level, 8.0), 247.0) for level in (here, there))
-    gain = there / here
-    white = 255 * min(1.0, gain**0.5)
-    knee = here + HIGHLIGHTS * (255 - here)
-    at_knee = there + (knee - here) * min(HIGHLIGHT_GAIN * gain, (white - there) / (255 - here))
-    level = np.arange(-64, 320)
-    above = np.where(
-        level < knee,
-        there + (at_knee - there) * (level - here) / (knee - here),
-        at_knee + (white - at_knee) * (level - knee) / (255 - knee),
-    )
-    power = 1 + FALL_OFF * max(float(np.log2(gain)), 0.0)
-    below = there * np.sign(level) * (np.abs(level) / here) ** power
-    bent = np.where(level < here, below, above)
-    kernel = np.exp(-0.5 * (np.arange(-48, 49) / 16) ** 2)
-    smooth = np.convolve(bent, kernel / kernel.sum(), mode="same")[64:320]
-    return smooth + there - np.interp(here, np.arange(256), smooth)
-
-
-def _spread(values: np.ndarray) -> float:
-    return float(np.subtract(*np.percentile(values, (80, 20)))) + 1.0
 
 
 def match_sharpness(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray, *, pixel: float) -> np.ndarray:
@@ -213,8 +143,8 @@ def membrane(swapped_crop: np.ndarray, target_crop: np.ndarray, mask: np.ndarray
     approximation of the membrane of Perez et al. 2003. Differences that look like other content rather than other
     light count as none (a redescending weight, 9 grey levels at most): a hair across the edge must not stain the cheek.
     """
-    small_mask = _small(mask, MEMBRANE)
-    difference = _small(target_crop, MEMBRANE) - _small(swapped_crop, MEMBRANE)
+    small_mask = reduced(mask, MEMBRANE)
+    difference = reduced(target_crop, MEMBRANE) - reduced(swapped_crop, MEMBRANE)
     trust = np.exp(-np.square(np.abs(difference).max(axis=-1) / MEMBRANE_TRUST))
     field = _pull_push(difference * trust[..., None], 4 * small_mask * (1 - small_mask))
     field = cv2.GaussianBlur(field, (0, 0), 1.5)
