@@ -18,14 +18,17 @@ import torch
 
 from latentswap.errors import ResourceError
 from latentswap.generators.mobile import MobileStyleGAN, SeparableConv
+from latentswap.generators.stylegan2 import StyleGAN2
 
 _EXPORT_VERSION = 1  # raise when the exported graph changes
 
+Exportable = MobileStyleGAN | StyleGAN2
+
 
 class OpenVINOSynthesis:
-    """W+ → pictures at 1024², compiled for this CPU. Use from one thread at a time."""
+    """W+ → pictures at full size, compiled for this CPU. Use from one thread at a time."""
 
-    def __init__(self, generator: MobileStyleGAN, *, cache_dir: Path | None = None, threads: int | None = None) -> None:
+    def __init__(self, generator: Exportable, *, cache_dir: Path | None = None, threads: int | None = None) -> None:
         """`cache_dir`: where export and compiled network are kept; None: nowhere. `threads`: None for all cores."""
         config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -38,21 +41,25 @@ class OpenVINOSynthesis:
         self._compiled = core.compile_model(model, "CPU", config)
 
     def __call__(self, ws_BLD: np.ndarray) -> np.ndarray:
-        """W+ float32 [B, L, D] → pictures float32 [B, 3, 1024, 1024] in [-1, 1], not clamped."""
+        """W+ float32 [B, L, D] → pictures float32 [B, 3, H, W] in [-1, 1], not clamped."""
         return self._compiled(np.ascontiguousarray(ws_BLD, np.float32))[0]
 
 
+def _network(generator: Exportable) -> torch.nn.Module:
+    return generator.synthesis if isinstance(generator, StyleGAN2) else generator.synthesis_network
+
+
 class _FullSize(torch.nn.Module):
-    def __init__(self, generator: MobileStyleGAN) -> None:
+    def __init__(self, generator: Exportable) -> None:
         super().__init__()
-        self.network = generator.synthesis_network
+        self.network = _network(generator)
 
     def forward(self, ws_BLD: torch.Tensor) -> torch.Tensor:
         return self.network(ws_BLD)
 
 
 @contextlib.contextmanager
-def _constant_weights(generator: MobileStyleGAN) -> Iterator[None]:
+def _constant_weights(generator: Exportable) -> Iterator[None]:
     convolutions = [m for m in generator.modules() if isinstance(m, SeparableConv)]
     for convolution in convolutions:
         convolution.scale_weights = False
@@ -63,8 +70,8 @@ def _constant_weights(generator: MobileStyleGAN) -> Iterator[None]:
             del convolution.scale_weights
 
 
-def export(generator: MobileStyleGAN) -> ov.Model:
-    """The synthesis network to 1024² as an OpenVINO model, any batch."""
+def export(generator: Exportable) -> ov.Model:
+    """The synthesis network to full size as an OpenVINO model, any batch."""
     example = torch.zeros(1, generator.num_ws, generator.w_dim)
     with _constant_weights(generator), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about len() of the batch, which stays dynamic
@@ -75,7 +82,7 @@ def export(generator: MobileStyleGAN) -> ov.Model:
         )
 
 
-def _exported(generator: MobileStyleGAN, cache_dir: Path) -> Path | None:
+def _exported(generator: Exportable, cache_dir: Path) -> Path | None:
     """The exported network in the cache, made if absent; None where the cache cannot be written."""
     folder = cache_dir / f"generator-{_fingerprint(generator)}-{ov.__version__.split('-')[0]}-{_EXPORT_VERSION}"
     path = folder / "synthesis.xml"
@@ -97,8 +104,10 @@ def _exported(generator: MobileStyleGAN, cache_dir: Path) -> Path | None:
     return path
 
 
-def _fingerprint(generator: MobileStyleGAN) -> str:
+def _fingerprint(generator: Exportable) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(generator.synthesis_network.state_dict().items()):
+    if isinstance(generator, StyleGAN2):
+        digest.update(repr(generator.config).encode())
+    for name, value in sorted(_network(generator).state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
