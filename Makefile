@@ -57,13 +57,15 @@ bench: $(STAMP)
 
 # Head, people, population, encoder, mixer: with the defaults of `latentswap train` the settings of the shipped files.
 TRAIN := $(BIN)/latentswap train
+MIXER := --people-from $(RUNS)/people --encoder $(RUNS)/encoder/encoder.safetensors --device $(DEVICE)
 train-default: $(STAMP)
 	$(BIN)/latentswap models fetch
 	$(TRAIN) head -o $(RUNS)/head
 	$(TRAIN) people -o $(RUNS)/people --workers 2 --device $(DEVICE)
 	$(TRAIN) population -o $(RUNS)/population --people-from $(RUNS)/people --device $(DEVICE)
 	$(TRAIN) encoder -o $(RUNS)/encoder --people-from $(RUNS)/people --device $(DEVICE)
-	$(TRAIN) mixer -o $(RUNS)/mixer --people-from $(RUNS)/people --encoder $(RUNS)/encoder/encoder.safetensors --device $(DEVICE)
+	$(TRAIN) mixer -o $(RUNS)/first $(MIXER) --detail 0 --features 0 --pixel 0 --identity 1.5
+	$(TRAIN) mixer -o $(RUNS)/mixer $(MIXER) --start $(RUNS)/first/mixer.safetensors --steps 580 --lr 4e-4
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis

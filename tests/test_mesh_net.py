@@ -120,7 +120,9 @@ def test_cached_file_is_the_conversion(net: MeshNet, converted: tuple[dict[str, 
     assert metadata["kind"] == MESH_KIND
     assert all(value.dtype == np.float32 for value in tensors.values())
     again = MeshNet.from_tensors({name: torch.from_numpy(value) for name, value in tensors.items()}, metadata)
-    torch.testing.assert_close(again(face_patch())[0], net(face_patch())[0], atol=0, rtol=0)
+    torch.testing.assert_close(again.state_dict(), net.state_dict(), atol=0, rtol=0)
+    # A processor chooses a convolution by the layout of its weights in memory: the last bits may differ.
+    torch.testing.assert_close(again(face_patch())[0], net(face_patch())[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

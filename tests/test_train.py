@@ -209,9 +209,13 @@ def test_the_encoder_learns_codes_and_pictures(networks, bank, tmp_path):
 
 
 def test_the_mixers_losses_fall_and_only_the_mixer_learns(networks, bank, tmp_path):
-    training = MixerTraining(mixer=MixerConfig(hidden=(32,), rows=11, identity_dim=128), batch=2, jitter=0.0)
+    mixer = MixerConfig(hidden=(32,), rows=11, identity_dim=128)
+    training = MixerTraining(mixer=mixer, batch=2, jitter=0.0)
     trainee = MixerTrainee(networks.generator, networks.identity, networks.mesh, bank, training, networks.encoder)
-    assert set(trainee.losses(0)) == {"total", "identity", "latent", "colour", "away", "shape", "keep"}
+    assert set(trainee.losses(0)) == {
+        *("total", "identity", "latent", "colour", "away", "shape", "keep"),
+        *("pixel", "detail", "features"),
+    }
     trainee.losses = lambda step, real=trainee.losses: real(0)  # one batch over and over
     before = trainee.losses(0)
     train(trainee, LoopConfig(out=tmp_path, steps=8, lr=3e-3, warmup=1))
@@ -221,8 +225,11 @@ def test_the_mixers_losses_fall_and_only_the_mixer_learns(networks, bank, tmp_pa
     assert trainee.sample_sheet().shape == (1024, 2048, 3)
 
 
+OURS = ("shape", "keep", "colour", "away", "detail", "features", "pixel")
+
+
 def test_a_loss_of_weight_0_is_not_computed(networks, bank):
-    training = MixerTraining(mixer=MixerConfig(hidden=(8,)), batch=1, shape=0, keep=0, colour=0, away=0)
+    training = MixerTraining(mixer=MixerConfig(hidden=(8,)), batch=1, **dict.fromkeys(OURS, 0))
     trainee = MixerTrainee(networks.generator, networks.identity, networks.mesh, bank, training)
     assert set(trainee.losses(0)) == {"total", "identity", "latent"}
 

@@ -4,11 +4,14 @@ L = λ_id · L_id + λ_lp · L_lp + λ_shape · L_shape, and two terms of ours t
 Every function returns a scalar tensor, the mean over the batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from latentswap.shape import topology as T
 from latentswap.shape.measures import openness
+from latentswap.shape.repose import detail
 
 
 def identity_loss(embedding_BE: torch.Tensor, source_BE: torch.Tensor) -> torch.Tensor:
@@ -78,3 +81,32 @@ def contour_loss(mesh_BK3: torch.Tensor, target_BK3: torch.Tensor) -> torch.Tens
 def pooled_pixel_loss(img_BCHW: torch.Tensor, target_BCHW: torch.Tensor, cells: int = 16) -> torch.Tensor:
     """Mean absolute difference of pictures [-1, 1] averaged to cells × cells: keeps light, colour and background."""
     return (F.adaptive_avg_pool2d(img_BCHW, cells) - F.adaptive_avg_pool2d(target_BCHW, cells)).abs().mean()
+
+
+def detail_loss(img_BCHW: torch.Tensor, guide_BCHW: torch.Tensor, trust_B1HW: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of detail, in full and at half the side, where the guide can be trusted.
+
+    Guide and trust are what `shape.repose.repose` returns. Ours, not the paper's.
+    """
+    difference = (detail(img_BCHW) - detail(guide_BCHW)) * trust_B1HW
+    levels = [difference, F.avg_pool2d(difference, 2)]
+    return torch.stack([level.abs().mean() for level in levels]).mean() / trust_B1HW.mean().clamp_min(1e-2)
+
+
+def feature_distance(
+    maps: Sequence[torch.Tensor], wanted_maps: Sequence[torch.Tensor], trust_B1HW: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Squared distance of feature maps [B, C, h, w] of unit length per place, mean of places and maps: [B], 0 to 4.
+
+    LPIPS (Zhang et al., CVPR 2018) without its learnt weights, on the identity network's maps. `trust_B1HW`, in 0…1,
+    weighs the places; None for all alike.
+    """
+    apart = []
+    for a_BCHW, b_BCHW in zip(maps, wanted_maps, strict=True):
+        squared_B1HW = (F.normalize(a_BCHW, dim=1) - F.normalize(b_BCHW, dim=1)).square().sum(1, keepdim=True)
+        if trust_B1HW is None:
+            apart.append(squared_B1HW.mean((1, 2, 3)))
+        else:
+            weight_B1HW = F.adaptive_avg_pool2d(trust_B1HW, a_BCHW.shape[2:])
+            apart.append((squared_B1HW * weight_B1HW).sum((1, 2, 3)) / weight_B1HW.sum((1, 2, 3)).clamp_min(1e-2))
+    return torch.stack(apart).mean(0)

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 import latentswap
+from latentswap.edit.directions import Edits
 from latentswap.errors import UsageError
 from latentswap.face.align import cut, cut_face
 from latentswap.face.analyse import FaceAnalyser
 from latentswap.face.mask import face_mask
-from latentswap.face.occlusion import occlusion
+from latentswap.face.occlusion import beside, occlusion
 from latentswap.face.paste import paste
 from latentswap.face.select import FaceChoice, choose, parse_faces
 from latentswap.identity.dlib_resnet import chip
 from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.optimise import embed
+from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check_name
 from latentswap.media.atomic import write_atomic
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
@@ -31,7 +33,16 @@ from latentswap.provenance.mark import xmp_packet
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
-from latentswap.swappers.latentswap import Inversion, LatentSwap, Render, average, to_pixels, to_tensor
+from latentswap.swappers.latentswap import (
+    EditWhen,
+    Inversion,
+    LatentSwap,
+    Render,
+    average,
+    is_pivotal,
+    to_pixels,
+    to_tensor,
+)
 from latentswap.types import Crop, Face, Image, SwapResult
 from latentswap.weights.fetch import cache_root
 
@@ -65,27 +76,51 @@ class Swapper:
         cls,
         *,
         method: Literal["latentswap"] = "latentswap",
-        inversion: Inversion = "refine",
+        inversion: Inversion | EncoderName = "refine",
+        encoder: str | Path | None = None,
+        joint: bool = False,
         tuned: str | Path | None = None,
+        generator: str | Path | None = None,
+        mixer: str | Path | None = None,
         device: str = "cpu",
         offline: bool = False,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> "Swapper":
         """The default networks, fetched at first use. tuned: a generator delta that `invert` wrote.
 
-        Raises UsageError for an unknown method, inversion or device, WeightsError when networks cannot be had.
+        encoder: a published encoder's converted file; its codes then take the place of the shipped encoder's. An
+        inversion of its name (`e4e`, `psp`, `restyle`) is `fast` with it. joint: `tune` tunes to the source's
+        photograph, too.
+        generator, mixer: converted files in place of the shipped networks, the paper's among them (docs/training.md).
+        Raises UsageError for an unknown method, inversion or device and for networks that do not fit one another,
+        WeightsError when networks cannot be had.
         """
         if method != "latentswap":
             raise UsageError(f"method is {method!r}; there is: latentswap.")
         check_device(device)
-        networks = load_networks(device=device, offline=offline, progress=progress)
+        published = None if encoder is None else PspEncoder.load(encoder)
+        if joint and inversion != "tune":
+            raise UsageError(f"Only `tune` can tune to the pair jointly, not inversion {inversion!r}.")
+        if inversion in ("e4e", "psp", "restyle"):
+            check_name(published, inversion)
+            inversion = "fast"
+        networks = load_networks(generator=generator, mixer=mixer, device=device, offline=offline, progress=progress)
         if tuned is not None:
             delta = GeneratorDelta.load(tuned, networks.generator)
             networks = replace(networks, generator=delta.apply(networks.generator))
-        swapping = LatentSwap(networks, make_render(networks, device), inversion=inversion)
+        inverter = None if published is None else PspInverter(published.to(device), networks.generator)
+        is_pivotal(networks, inversion, inverter)  # refused before the generator is compiled
+        render = make_render(networks, device)
+        swapping = LatentSwap(networks, render, inversion=inversion, joint=joint, inverter=inverter)
         return cls(networks, swapping, FaceAnalyser.load(offline=offline))
 
-    def prepare(self, source: Picture | Sequence[Picture], *, faces: str | FaceChoice | None = None) -> Prepared:
+    def prepare(
+        self,
+        source: Picture | Sequence[Picture],
+        *,
+        faces: str | FaceChoice | None = None,
+        on_step: OnStep = no_progress,
+    ) -> Prepared:
         """Look at a SOURCE once: a picture with one face (or a choice of one), several pictures or a folder of them
         that show one person, or a file that `invert` wrote.
 
@@ -95,13 +130,14 @@ class Swapper:
         if isinstance(source, str | Path) and Path(source).is_dir():
             source = pictures_in(Path(source), role="SOURCE")
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            return average([self.prepare(one, faces=faces) for one in source])
+            return average([self.prepare(one, faces=faces, on_step=on_step) for one in source])
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
             generator = self.networks.generator
             return Prepared.load(Path(source), num_ws=generator.num_ws, w_dim=generator.w_dim)
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
-        return self.method.prepare(cut_face(image.pixels, face.mesh_K3, CROP_SIZE), name=image.name)
+        crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
+        return self.method.prepare(crop, name=image.name, on_step=on_step)
 
     def swap(
         self,
@@ -112,13 +148,16 @@ class Swapper:
         strength: float = 1.0,
         layers: tuple[int, ...] | None = None,
         occluders: bool = True,
+        edits: Edits = (),
+        edit_when: EditWhen = "after",
         on_step: OnStep = no_progress,
     ) -> SwapResult:
         """The TARGET picture with the source's face in place of every face (or of those chosen).
 
         faces: `all` (default), `largest`, a number, or `match:REFERENCE.jpg`. strength: 0 keeps the target's identity,
         1 takes the source's. layers: rows of W+ that are swapped; None for all. occluders: keep what lies in front of
-        the target's face (`face.occlusion`). on_step: (steps done, steps in all).
+        the target's face (`face.occlusion`). edits: directions and their strengths (`edit.directions`), of the swap
+        (`after`) or of the target before it is swapped. on_step: (steps done, steps in all).
         Raises UsageError, BadInputError and NoFaceError.
         """
         if not 0 <= strength <= 1:
@@ -128,9 +167,39 @@ class Swapper:
             target,
             faces,
             on_step,
-            lambda crop, index, step: self.method.swap(prepared, crop, strength=strength, layers=layers, on_step=step),
+            lambda crop, index, step: self.method.swap(
+                prepared, crop, strength=strength, layers=layers, edits=edits, edit_when=edit_when, on_step=step
+            ),
             occluders=occluders,
         )
+
+    def edit(
+        self,
+        target: Picture,
+        edits: Edits,
+        *,
+        faces: str | FaceChoice | None = None,
+        on_step: OnStep = no_progress,
+    ) -> SwapResult:
+        """The TARGET picture with its own faces edited: inverted, moved along the directions, drawn and pasted back.
+
+        Raises UsageError, BadInputError and NoFaceError.
+        """
+        return self._replace(
+            target,
+            faces,
+            on_step,
+            lambda crop, index, step: self.method.edit(crop, edits, on_step=step),
+            occluders=True,
+        )
+
+    def code(
+        self, source: Picture, *, faces: str | FaceChoice | None = None, on_step: OnStep = no_progress
+    ) -> torch.Tensor:
+        """The W+ code [1, L, D] of a file that `invert` or `sample` wrote, or of a photograph's face."""
+        if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
+            return self.prepare(source).w_plus
+        return self.invert(source, faces=faces, on_step=on_step).prepared.w_plus
 
     def anonymize(
         self,
@@ -166,10 +235,12 @@ class Swapper:
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
-        prepared = self.method.prepare(crop, name=image.name)
-        w_plus, delta, render = self.method.invert(crop, on_step=on_step), None, self.method.render
+        prepared = self.method.prepare(crop, name=image.name, on_step=on_step)
+        delta, render, w_plus = None, self.method.render, prepared.w_plus
+        if not self.method.pivotal:
+            w_plus = self.method.invert(crop, on_step=on_step)
         if self.method.inversion == "tune":
-            delta = self.method.tune(crop, w_plus, on_step=on_step)
+            delta = self.method.tune([crop], w_plus, on_step=on_step)
             tuned = delta.apply(self.networks.generator)
             render = make_render(replace(self.networks, generator=tuned), "cpu")
         return Inverted(
@@ -182,13 +253,9 @@ class Swapper:
         """Encode by the path's suffix, mark as synthetic, write atomically. Raises UsageError and ResourceError."""
         path = Path(path)
         check_output_path(path)
-        whole = isinstance(result, Image)  # nothing in it was photographed
-        packet = xmp_packet(
-            digital_source_type="trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia",
-            software=f"latentswap {latentswap.__version__}",
-            details={"method": "latentswap"},
-        )
-        write_atomic(path, encode(result if whole else result.image, path.suffix, quality=quality, xmp=packet))
+        whole = isinstance(result, Image)
+        xmp = packet(whole=whole)
+        write_atomic(path, encode(result if whole else result.image, path.suffix, quality=quality, xmp=xmp))
 
     def _replace(
         self,
@@ -208,10 +275,22 @@ class Swapper:
         for index, face in enumerate(chosen):
             crop = cut_face(pixels, face.mesh_K3, CROP_SIZE)
             swapped = work(crop, index, lambda done, total, i=index: on_step(i * total + done, len(chosen) * total))
-            mask = face_mask(crop.mesh_K3, CROP_SIZE, other_K3=self._mesh(swapped))
+            if len(swapped) < CROP_SIZE:  # a smaller generator's
+                swapped = to_pixels(to_tensor(swapped, size=CROP_SIZE))[0]
+            swapped_K3 = self._mesh(swapped)
+            mask = face_mask(crop.mesh_K3, CROP_SIZE, other_K3=swapped_K3)
             if occluders:
-                mask = mask * (1 - occlusion(crop.pixels, crop.mesh_K3, self.method.reconstruction(crop)))
-            pixels = paste(pixels, swapped, crop.affine, mask, target_crop=crop.pixels)
+                mask *= 1 - occlusion(crop.pixels, crop.mesh_K3, self.method.reconstruction(crop))
+                mask *= 1 - beside(swapped, swapped_K3, crop.mesh_K3)
+            pixels = paste(
+                pixels,
+                swapped,
+                crop.affine,
+                mask,
+                target_crop=crop.pixels,
+                target_K3=crop.mesh_K3,
+                swapped_K3=swapped_K3,
+            )
             reports.append({"box": [round(v) for v in face.box], "cosine_to_original": self._cosine(pixels, crop)})
         return SwapResult(
             image=Image(pixels=pixels, alpha=image.alpha, icc_profile=image.icc_profile, name=image.name),
@@ -262,6 +341,15 @@ class Swapper:
             embed=describe,
             reference_E=describe(wanted, reference.pixels),
         )
+
+
+def packet(*, whole: bool) -> bytes:
+    """The mark of an output (`provenance.mark`). whole: nothing in it was photographed."""
+    return xmp_packet(
+        digital_source_type="trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia",
+        software=f"latentswap {latentswap.__version__}",
+        details={"method": "latentswap"},
+    )
 
 
 def read(picture: Picture, *, role: str) -> Image:

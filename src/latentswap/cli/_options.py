@@ -1,11 +1,15 @@
 """Options that several commands share, and what they mean; the same everywhere."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from latentswap.errors import UsageError
+
+if TYPE_CHECKING:
+    from latentswap.edit.directions import Direction
 
 Inversion = Annotated[
     Literal["fast", "refine", "tune"],
@@ -14,6 +18,18 @@ Inversion = Annotated[
         "the source. tune: the generator is tuned to the photograph first, some minutes"
     ),
 ]
+InversionOrEncoder = Annotated[
+    Literal["fast", "refine", "tune", "e4e", "psp", "restyle"],
+    tyro.conf.arg(
+        help="fast: one pass, a second. refine: codes are optimised on the pair, a third of a minute, much closer to "
+        "the source. tune: the generator is tuned to the photograph first, some minutes. e4e, psp, restyle: fast, with "
+        "the published encoder of that name"
+    ),
+]
+Encoder = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="FILE", help="a converted e4e, pSp or ReStyle encoder, in place of the shipped one"),
+]
 Tuned = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a generator delta that `invert --inversion tune` wrote")
 ]
@@ -21,6 +37,17 @@ Faces = Annotated[str, tyro.conf.arg(help="all | largest | INDEX (0 is the large
 Strength = Annotated[float, tyro.conf.arg(help="0 keeps the target's identity, 1 takes the source's")]
 Layers = Annotated[
     str | None, tyro.conf.arg(metavar="ROWS", help="rows of W+ that are swapped, as 0-7 or 2,3,8; all by default")
+]
+Edit = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(metavar="NAME=VALUE", help="a direction and its strength, as smile=1.5 or yaw=-10; may be repeated"),
+]
+DirectionFiles = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        metavar="[NAME=]FILE[@ROWS]",
+        help="a file of directions (docs/editing.md), for --edit to name, and the rows that they edit; may be repeated",
+    ),
 ]
 Device = Annotated[str, tyro.conf.arg(help="cpu, or a torch device such as cuda")]
 Offline = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="do not use the network")]
@@ -39,6 +66,24 @@ def parse_numbers(text: str, *, what: str, highest: int) -> tuple[int, ...]:
             raise UsageError(f"{what}: {part.strip()!r} is out of range; numbers run upwards from 0 to {highest}.")
         numbers.update(range(low, high + 1))
     return tuple(sorted(numbers))
+
+
+def read_edits(edits: tuple[str, ...], files: tuple[str, ...]) -> "list[tuple[Direction, float]]":
+    """`--edit` and `--direction` as directions with strengths, before any model loads. Raises UsageError for names that
+    there are not and strengths out of range, WeightsError for files that hold no direction."""
+    if not edits and not files:
+        return []
+    from latentswap.edit.directions import parse_edits, shipped
+    from latentswap.edit.files import read_directions
+
+    library = dict(shipped())
+    for text in files:
+        if (match := re.fullmatch(r"(?:([\w.-]+)=)?(.+?)(?:@([\d,-]+))?", text)) is None:
+            raise UsageError(f"--direction {text!r}: write [NAME=]FILE[@ROWS], for example beard=beard.pt@0-7.")
+        name, path, rows = match.groups()
+        chosen = None if rows is None else parse_numbers(rows, what="--direction", highest=63)
+        library |= read_directions(Path(path), name=name, rows=chosen)
+    return parse_edits(edits, library)
 
 
 def check_strength(strength: float) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from latentswap.cli._common import Json
-from latentswap.cli._options import Device, Faces, Inversion, Offline, Output, check_seed
+from latentswap.cli._options import Device, Encoder, Faces, InversionOrEncoder, Offline, Output, check_seed
 from latentswap.cli.swap import check_faces, load, plan, run
 from latentswap.errors import UsageError
 
@@ -23,7 +23,8 @@ def anonymize(
     same_person_same_face: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     memory: Path | None = None,
     tries: int = 3,
-    inversion: Inversion = "refine",
+    inversion: InversionOrEncoder = "refine",
+    encoder: Encoder = None,
     faces: Faces = "all",
     device: Device = "cpu",
     offline: Offline = False,
@@ -57,7 +58,7 @@ def anonymize(
     check_faces(faces)
     partly = 0
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, device=device, offline=offline)
+        swapper = load(stack, inversion=inversion, encoder=encoder, device=device, offline=offline)
         job = Anonymizer(swapper, seed=seed, keep=kept, tries=tries)
         if memory is not None and memory.exists():
             job.replacements = Replacements.load(memory, seed=seed, people=len(job.gallery))

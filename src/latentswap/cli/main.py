@@ -24,9 +24,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "anonymize": ("latentswap.cli.anonymize", "anonymize", "replace faces by people who do not exist"),
     "sample": ("latentswap.cli.sample", "sample", "make pictures of people who do not exist"),
     "invert": ("latentswap.cli.sample", "invert", "find the latent code of a face, to use it as a source again"),
+    "edit": ("latentswap.cli.edit", "edit", "change a face: smile, pose, eyes, mixed styles, directions from files"),
     "train": ("latentswap.cli.train", "COMMANDS", "train the project's own networks (mixer | population)"),
     "evaluate": ("latentswap.cli.evaluate", "COMMANDS", "measure swaps: identity, pose, expression, seams (pairs)"),
-    "models": ("latentswap.cli.models", "COMMANDS", "list, fetch and describe the networks (list | fetch | info)"),
+    "models": ("latentswap.cli.models", "COMMANDS", "get, convert, describe networks (list | fetch | info | convert)"),
     "doctor": ("latentswap.cli.doctor", "doctor", "check the installation, the cache and the networks"),
 }
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from latentswap.cli._common import Json, emit, step_progress
-from latentswap.cli._options import Device, Faces, Inversion, Offline, Output, Tuned, parse_numbers
+from latentswap.cli._options import Device, Encoder, Faces, InversionOrEncoder, Offline, Output, Tuned, parse_numbers
 from latentswap.cli.swap import check_faces, load
 from latentswap.errors import UsageError
 
@@ -61,7 +61,8 @@ def invert(
     *,
     out: Output,
     preview: Path | None = None,
-    inversion: Inversion = "refine",
+    inversion: InversionOrEncoder = "refine",
+    encoder: Encoder = None,
     tuned: Tuned = None,
     faces: Faces = "",
     device: Device = "cpu",
@@ -88,7 +89,7 @@ def invert(
         check_output_path(preview)
     check_faces(faces)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, tuned=tuned, device=device, offline=offline)
+        swapper = load(stack, inversion=inversion, encoder=encoder, tuned=tuned, device=device, offline=offline)
         advance = stack.enter_context(step_progress())(image.name)
         found = swapper.invert(image, faces=faces or None, on_step=advance)
         found.prepared.save(out)

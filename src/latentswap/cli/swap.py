@@ -4,15 +4,18 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
 from latentswap.cli._options import (
     Device,
+    DirectionFiles,
+    Edit,
+    Encoder,
     Faces,
-    Inversion,
+    InversionOrEncoder,
     Layers,
     Offline,
     Output,
@@ -20,6 +23,7 @@ from latentswap.cli._options import (
     Tuned,
     check_strength,
     parse_numbers,
+    read_edits,
 )
 from latentswap.errors import LatentSwapError, UsageError
 
@@ -29,13 +33,24 @@ def swap(
     target: Annotated[Path, tyro.conf.Positional],
     *,
     out: Output,
-    inversion: Inversion = "refine",
+    inversion: InversionOrEncoder = "refine",
+    encoder: Encoder = None,
     faces: Faces = "all",
     source_face: Faces = "",
     strength: Strength = 1.0,
     layers: Layers = None,
     occluders: Annotated[bool, tyro.conf.arg(help="keep what lies in front of the target's face")] = True,
+    joint: Annotated[bool, tyro.conf.arg(help="with tune: tune to SOURCE, too")] = False,
     tuned: Tuned = None,
+    generator: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="a converted StyleGAN2, in place of the shipped generator")
+    ] = None,
+    mixer: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="a mixer for it: the published one, converted, or your own")
+    ] = None,
+    edit: Edit = (),
+    direction: DirectionFiles = (),
+    edit_when: Literal["before", "after"] = "after",
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -49,18 +64,23 @@ def swap(
         out: Where to write: a .png, .jpg or .webp file; a folder when TARGET is one.
         faces: Which faces of TARGET.
         source_face: Which face of SOURCE, when it shows several.
+        edit_when: Edit the swapped face, or the target's before it is swapped.
     """
     check_strength(strength)
+    edits = read_edits(edit, direction)
     rows = None if layers is None else parse_numbers(layers, what="--layers", highest=63)
     jobs = plan(target, out)
     check_faces(faces, source_face)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, tuned=tuned, device=device, offline=offline)
-        prepared = swapper.prepare(source, faces=source_face or None)
+        networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
+        networks |= {"generator": generator, "mixer": mixer}
+        swapper = load(stack, **networks, device=device, offline=offline)
+        with step_progress() as bars:
+            prepared = swapper.prepare(source, faces=source_face or None, on_step=bars(source.name))
 
         def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
             options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
-            return swapper.swap(prepared, path, **options, on_step=on_step)
+            return swapper.swap(prepared, path, **options, edits=edits, edit_when=edit_when, on_step=on_step)
 
         return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
 
@@ -90,15 +110,15 @@ def check_faces(*choices: str) -> None:
         parse_faces(choice)
 
 
-def load(stack: ExitStack, *, inversion: Any, device: str, offline: bool, tuned: Path | None = None) -> Any:
-    """The swapper, with a progress bar if networks are fetched."""
+def load(stack: ExitStack, **options: Any) -> Any:
+    """The swapper (`Swapper.from_pretrained`), with a progress bar if networks are fetched."""
     from latentswap.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     from latentswap.pipeline import Swapper
 
     progress = stack.enter_context(fetch_progress())
-    return Swapper.from_pretrained(inversion=inversion, tuned=tuned, device=device, offline=offline, progress=progress)
+    return Swapper.from_pretrained(**options, progress=progress)
 
 
 def run(

@@ -1,7 +1,7 @@
 """What tuning leaves behind: the change of a generator's weights, without the generator.
 
-Only the parameters that moved, as differences in float16: a few megabytes where the generator has forty. A delta knows
-the generator that it was made from and refuses every other one.
+Only the parameters that moved, as differences in float16: a few megabytes where MobileStyleGAN has forty, sixty for
+StyleGAN2. A delta knows the generator that it was made from and refuses every other one.
 """
 
 import copy
@@ -10,15 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from latentswap.errors import UsageError, WeightsError
-from latentswap.generators.mobile import MobileStyleGAN
 from latentswap.weights.load import load_tensors, save_tensors
 
 KIND = "generator-delta"
-MAX_BYTES = 32 << 20
+MAX_BYTES = 256 << 20  # twice what the widest published generator has, in float16
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +35,7 @@ class GeneratorDelta:
     changes: Mapping[str, torch.Tensor]
     about: Mapping[str, object] = field(default_factory=dict)
 
-    def apply(self, generator: MobileStyleGAN) -> MobileStyleGAN:
+    def apply(self, generator: Network) -> Network:
         """A frozen copy of the generator with the change added. Raises WeightsError when it is another generator."""
         self.check(generator)
         tuned = copy.deepcopy(generator).eval().requires_grad_(False)
@@ -42,7 +44,7 @@ class GeneratorDelta:
             parameters[name].add_(change.to(parameters[name]))
         return tuned
 
-    def check(self, generator: MobileStyleGAN, *, path: str | Path = "the generator delta") -> None:
+    def check(self, generator: torch.nn.Module, *, path: str | Path = "the generator delta") -> None:
         """Raise WeightsError unless every change fits a parameter of this very generator."""
         if (found := fingerprint(generator)) != self.parent:
             raise WeightsError(
@@ -59,12 +61,15 @@ class GeneratorDelta:
                     f"{path}: the change of {name} is {_layout(change)}; it must be float16 of "
                     f"{list(parameters[name].shape)}"
                 )
-            # Tuning moves a weight by a tenth of its tensor's size. Written so that NaN fails too.
-            largest = float(parameters[name].detach().abs().max())
+            # Tuning moves a weight by a tenth of its tensor's size; biases and noise strengths may start at 0. Written
+            # so that NaN fails too.
+            parameter = parameters[name].detach()
+            largest = max(float(parameter.abs().max()), 1.0 if parameter.ndim < 2 else 0.0)
             if not float(change.abs().max()) <= largest:
                 raise WeightsError(
                     f"{path} changes {name} by up to {float(change.abs().max()):g}, more than its largest weight "
-                    f"({largest:g}); that is no tuning, and the picture would be noise. Tune the picture again."
+                    f"or what a bias may move by ({largest:g}); that is no tuning, and the picture would be noise. "
+                    "Tune the picture again."
                 )
 
     def metadata(self) -> dict[str, str]:
@@ -76,7 +81,7 @@ class GeneratorDelta:
         cls,
         changes: Mapping[str, torch.Tensor],
         metadata: Mapping[str, str],
-        generator: MobileStyleGAN,
+        generator: torch.nn.Module,
         *,
         path: str | Path = "the generator delta",
     ) -> "GeneratorDelta":
@@ -96,14 +101,14 @@ class GeneratorDelta:
         save_tensors(path, self.changes, {"kind": KIND, **self.metadata()})
 
     @classmethod
-    def load(cls, path: str | Path, generator: MobileStyleGAN) -> "GeneratorDelta":
+    def load(cls, path: str | Path, generator: torch.nn.Module) -> "GeneratorDelta":
         """Read what `save` wrote. Raises WeightsError for any other file and for another generator's delta."""
         changes, metadata = load_tensors(path, kind=KIND, max_bytes=MAX_BYTES)
         return cls.from_parts(changes, metadata, generator, path=path)
 
 
-def fingerprint(generator: MobileStyleGAN) -> str:
-    """sha256 over names, shapes and values of everything that the generator consists of, its 256² head too.
+def fingerprint(generator: torch.nn.Module) -> str:
+    """sha256 over names, shapes and values of everything that the generator consists of, a 256² head too.
 
     Raises UsageError unless it is in float32: rounded weights say no longer which generator they come from.
     """

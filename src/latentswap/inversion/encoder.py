@@ -17,6 +17,7 @@ from torch import nn
 from latentswap.errors import UsageError, WeightsError
 from latentswap.identity.dlib_resnet import DlibResNet, chip
 from latentswap.shape.mesh import MeshNet, crop_mesh
+from latentswap.shape.topology import MESH_POINTS
 from latentswap.weights.header import read_header
 from latentswap.weights.load import half_matrices, load_into, save_tensors
 
@@ -24,7 +25,7 @@ _POOLED = ((1, 8), (2, 6), (3, 3))  # stages of the identity network and the sid
 _THUMBNAIL = 20
 _MAPS = 64 * 64 + 128 * 36 + 256 * 9
 EMBEDDING = slice(_MAPS, _MAPS + 128)  # where the features hold the identity embedding
-FEATURES = EMBEDDING.stop + 468 * 3 + 3 * _THUMBNAIL**2
+FEATURES = EMBEDDING.stop + 3 * MESH_POINTS + 3 * _THUMBNAIL**2
 _GROUPS = (0, 4, 8)  # first rows of the coarse, middle and fine group
 
 

@@ -19,6 +19,8 @@ from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
 from latentswap.losses import (
     away_loss,
     contour_loss,
+    detail_loss,
+    feature_distance,
     identity_loss,
     latent_penalty,
     openness_loss,
@@ -29,7 +31,7 @@ from latentswap.seeds import generator_for
 from latentswap.shape.gaze import gaze_loss, measure_gaze
 from latentswap.shape.iris import IrisNet
 from latentswap.shape.mesh import MeshNet, crop_mesh
-from latentswap.shape.repose import detail, repose
+from latentswap.shape.repose import repose
 
 OnStep = Callable[[int, int], None]
 EXACT_ROWS = 11  # rows below drive the layers that the 256² path and the full generator share
@@ -46,6 +48,7 @@ class InvertConfig:
     pixel: float = 3.0
     identity: float = 1.0
     detail: float = 6.0
+    features: float = 0.0
     shape: float = 0.05
     keep: float = 0.1
     near_start: float = 0.1  # squared distance of the shared w to where it started
@@ -64,6 +67,7 @@ class RefineConfig:
     identity: float = 2.0
     away: float = 0.5
     detail: float = 12.0
+    features: float = 0.0
     latent: float = 0.1
     colour: float = 1.0
     shape: float = 0.5
@@ -108,13 +112,15 @@ def invert(
     with torch.no_grad():
         wanted_BK3 = crop_mesh(mesh, img_BCHW)
         _, face_B1HW = repose(img_BCHW, wanted_BK3, wanted_BK3)
+    wanted_maps, face_chip_B1HW = spatial_maps(identity, img_BCHW), trust_chip(face_B1HW)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
         mesh_BK3 = crop_mesh(mesh, out_BCHW)
         return (
             config.pixel * _pyramid_loss(out_BCHW, img_BCHW)
-            + config.detail * _detail_loss(out_BCHW, img_BCHW, face_B1HW)
+            + config.detail * detail_loss(out_BCHW, img_BCHW, face_B1HW)
+            + config.features * feature_distance(spatial_maps(identity, out_BCHW), wanted_maps, face_chip_B1HW).mean()
             + config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), wanted_BE)
             + config.shape * shape_loss(mesh_BK3, wanted_BK3)
             + config.keep * (contour_loss(mesh_BK3, wanted_BK3) + 2 * openness_loss(mesh_BK3, wanted_BK3))
@@ -157,6 +163,7 @@ def refine(
     target = wanted.code_BLD
     with torch.no_grad():
         target_gaze = measure_gaze(iris, wanted.img_BCHW, wanted.mesh_BK3)
+        guide_maps, trust_chip_B1HW = spatial_maps(identity, wanted.guide_BCHW), trust_chip(wanted.trust_B1HW)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
@@ -165,7 +172,8 @@ def refine(
         total = (
             config.identity * identity_loss(embedding_BE, wanted.source_BE)
             + config.away * away_loss(embedding_BE, wanted.other_BE, bound=bound)
-            + config.detail * _detail_loss(out_BCHW, wanted.guide_BCHW, wanted.trust_B1HW)
+            + config.detail * detail_loss(out_BCHW, wanted.guide_BCHW, wanted.trust_B1HW)
+            + config.features * feature_distance(spatial_maps(identity, out_BCHW), guide_maps, trust_chip_B1HW).mean()
             + config.latent * latent_penalty(ws_BLD, target, generator.w_std)
             + config.colour * latent_penalty(ws_BLD[:, COLOUR_ROWS:], target[:, COLOUR_ROWS:], generator.w_std)
             + config.shape * shape_loss(mesh_BK3, wanted.fused_BK3)
@@ -190,6 +198,16 @@ def _embedding(
     return centred(identity(chip(img_BCHW, shift_B4.to(img_BCHW))), mean_E)
 
 
+def spatial_maps(identity: DlibResNet, img_BCHW: torch.Tensor) -> list[torch.Tensor]:
+    """Spatial features of the identity network that still say where: 17², 8² and 4² over the chip."""
+    return identity.stages(chip(img_BCHW))[1:4]
+
+
+def trust_chip(trust_B1HW: torch.Tensor) -> torch.Tensor:
+    """A mask [B, 1, S, S] in 0…1 of the crop, cut as `chip` cuts: [B, 1, 150, 150]."""
+    return chip(2 * trust_B1HW.expand(-1, 3, -1, -1) - 1)[:, :1] / 255
+
+
 def _pyramid_loss(img_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference at 32², 128² and 256², a third each, with the inner face counting double."""
     size = img_BCHW.shape[-1]
@@ -198,13 +216,6 @@ def _pyramid_loss(img_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch.Te
     difference = (img_BCHW - wanted_BCHW) * weight / weight.mean()
     levels = [difference, F.avg_pool2d(difference, 2), F.avg_pool2d(difference, 8)]
     return torch.stack([level.abs().mean() for level in levels]).mean()
-
-
-def _detail_loss(img_BCHW: torch.Tensor, guide_BCHW: torch.Tensor, trust_B1HW: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of detail at 256² and 128² where the guide can be trusted."""
-    difference = (detail(img_BCHW) - detail(guide_BCHW)) * trust_B1HW
-    levels = [difference, F.avg_pool2d(difference, 2)]
-    return torch.stack([level.abs().mean() for level in levels]).mean() / trust_B1HW.mean().clamp_min(1e-2)
 
 
 def _descend(

@@ -28,7 +28,7 @@ from latentswap.generators.base import broadcast_w
 from latentswap.generators.mobile import MobileStyleGAN, Synthesis
 from latentswap.identity.dlib_resnet import CHIP_CENTRE, CHIP_SIDE, CHIP_SIZE, DlibResNet, centred, chip
 from latentswap.inversion.delta import GeneratorDelta, fingerprint
-from latentswap.losses import identity_loss
+from latentswap.losses import feature_distance, identity_loss
 from latentswap.seeds import generator_for
 
 OnStep = Callable[[int, int], None]
@@ -173,7 +173,7 @@ def distance(
     stages = identity.stages(_views(seen, shift_14))
     with torch.no_grad():
         wanted_stages = identity.stages(_views(wanted, shift_14))
-    face, whole, close = _perceptual(stages[:_PERCEPTUAL_STAGES], wanted_stages[:_PERCEPTUAL_STAGES])
+    face, whole, close = feature_distance(stages[:_PERCEPTUAL_STAGES], wanted_stages[:_PERCEPTUAL_STAGES])
     difference = seen.small_BCHW - wanted.small_BCHW
     pixel = torch.stack([F.avg_pool2d(difference, scale).abs().mean() for scale in (1, 2, 8)]).mean()
     detail = (seen.close_BCHW - wanted.close_BCHW).abs().mean()
@@ -190,15 +190,6 @@ def _views(picture: Look, shift_14: torch.Tensor) -> torch.Tensor:
     shift_14 = shift_14.to(small_BCHW)
     close = (close_BCHW[:, :, :CHIP_SIZE, :CHIP_SIZE].clamp(-1, 1) + 1) * 127.5
     return torch.cat([chip(small_BCHW, shift_14), chip(small_BCHW, shift_14 + shift_14.new_tensor(_WHOLE)), close])
-
-
-def _perceptual(stages: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
-    """Squared distance of features of unit length, as LPIPS without its learnt weights: [N], 0 to 4, mean of stages."""
-    apart = [
-        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
-        for a, b in zip(stages, wanted, strict=True)
-    ]
-    return torch.stack(apart).mean(0)
 
 
 def tune(

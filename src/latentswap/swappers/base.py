@@ -27,7 +27,7 @@ class Prepared:
     w_plus: torch.Tensor  # [1, L, D]
     embedding: torch.Tensor  # [1, E], centred, unit length
     mesh: torch.Tensor  # [1, 468, 3], crop fractions
-    picture: torch.Tensor | None = None  # [1, 3, 256, 256] in [-1, 1]: the photograph's crop; never saved
+    crop: Crop | None = None  # the photograph's; never saved
     name: str = "source"
     synthetic: bool = False  # True: a person who does not exist
 
@@ -47,7 +47,9 @@ class Prepared:
         }
         tensors, metadata = load_tensors(path, kind="latent", expected=expected, max_bytes=1 << 20)
         about = json.loads(metadata.get("about", "{}"))
-        return cls(**tensors, name=path.name, synthetic=about.get("synthetic") is True)
+        code, embedding, mesh = (tensors[name] for name in expected)
+        synthetic = about.get("synthetic") is True
+        return cls(w_plus=code, embedding=embedding, mesh=mesh, name=path.name, synthetic=synthetic)
 
 
 class FaceSwapper(Protocol):

@@ -8,17 +8,21 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from latentswap.edit.directions import Edits, apply_edits
 from latentswap.errors import UsageError
 from latentswap.generators.mobile import MobileStyleGAN
+from latentswap.generators.stylegan2 import StyleGAN2
+from latentswap.inversion.base import Inverter, rows_for
 from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.encoder import trunk_features
 from latentswap.inversion.optimise import EXACT_ROWS, InvertConfig, RefineConfig, Wanted, embed, invert, refine
+from latentswap.inversion.pti import AnyGenerator, PtiConfig, project, tune_pair
 from latentswap.inversion.tune import TuneConfig, tune
 from latentswap.runtime.precision import bfloat16_is_native
 from latentswap.shape.fusion import fuse
@@ -34,11 +38,34 @@ if TYPE_CHECKING:
 
 Inversion = Literal["fast", "refine", "tune"]
 INVERSIONS: tuple[str, ...] = get_args(Inversion)
+EditWhen = Literal["before", "after"]
 Render = Callable[[torch.Tensor], np.ndarray]
 """W+ [B, L, D] → uint8 [B, H, W, 3]: the generator at full size, by whatever runtime."""
 
 EMPHASIS = 1.5  # of the source's identity where the mixer reads it: photographs' lie farther out than generated ones'
 _ONE_PERSON = 0.3  # least cosine of each of several sources to the mean of the others
+
+
+class Stages:
+    """One progress bar over stages of known lengths, entered one after the other."""
+
+    def __init__(self, lengths: Sequence[int], on_step: OnStep) -> None:
+        self._starts, self._on_step = list(itertools.accumulate(lengths, initial=0)), on_step
+        self._entered = itertools.count()
+
+    def enter(self) -> OnStep:
+        """The next stage's callback."""
+        start, total = self._starts[next(self._entered)], self._starts[-1]
+        return lambda done, _: self._on_step(start + done, total)
+
+
+class Inverted(NamedTuple):
+    """Source and target as codes, the generator to optimise through, and what draws the result."""
+
+    source_BLD: torch.Tensor
+    target_BLD: torch.Tensor
+    descent: AnyGenerator
+    render: Render
 
 
 class LatentSwap:
@@ -48,6 +75,10 @@ class LatentSwap:
     target's code on its photograph, and the mixer's answer on the pair; identity then comes from the source photograph
     itself, so that a poor inversion of the source costs little. `tune` moves the generator, too, until it draws the
     target's photograph (pivotal tuning), before it refines: slow, and the closest to the photograph around the face.
+    With `joint` it is tuned until it draws the source's photograph as well, as the paper infers: twice as slow.
+    With StyleGAN2 `tune` is the paper's way: pivots in W, the generator tuned to the pair, and the mixer's answer drawn
+    as it is (`inversion.pti`).
+    inverter: gives the codes that all of these start from, in place of the networks' own encoder.
     """
 
     def __init__(
@@ -56,69 +87,93 @@ class LatentSwap:
         render: Render,
         *,
         inversion: Inversion = "refine",
+        joint: bool = False,
+        inverter: Inverter | None = None,
         invert_config: InvertConfig | None = None,
         pair_config: InvertConfig | None = None,
         refine_config: RefineConfig | None = None,
         tune_config: TuneConfig | None = None,
+        pti_config: PtiConfig | None = None,
     ) -> None:
         if inversion not in INVERSIONS:
             raise UsageError(f"inversion is {inversion!r}; it must be one of {', '.join(INVERSIONS)}.")
-        self.networks, self.render, self.inversion = networks, render, inversion
+        self.networks, self.render, self.inversion, self.inverter = networks, render, inversion, inverter
+        self.pivotal = is_pivotal(networks, inversion, inverter)
+        self.joint = joint or self.pivotal
         self.invert_config = invert_config or InvertConfig()
         self.pair_config = pair_config or InvertConfig(steps=16)  # before a refinement, which moves on from there
         self.refine_config = refine_config or RefineConfig()
-        self.tune_config = tune_config or TuneConfig()
-        self._descent = networks.generator if inversion == "fast" else quick(networks.generator)
+        self.tune_config, self.pti_config = tune_config or TuneConfig(), pti_config or PtiConfig()
+        self._descent = networks.generator if inversion == "fast" or self.pivotal else quick(networks.generator)
 
+    @torch.no_grad()
     def encode(self, img_BCHW: torch.Tensor) -> torch.Tensor:
         """Crops [B, 3, 256, 256] in [-1, 1] → W+ [B, L, D] in one pass."""
+        if self.inverter is not None:
+            return self.inverter.invert(img_BCHW)
         nets = self.networks
-        with torch.no_grad():
-            return nets.encoder(trunk_features(nets.identity, nets.mesh, img_BCHW))
+        return rows_for(nets.encoder(trunk_features(nets.identity, nets.mesh, img_BCHW)), nets.generator.num_ws)
 
     def _restored(self, ws_BLD: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
-        """A person swapped with themselves: the identity that the encoder lost, put back by the mixer."""
+        """A person swapped with themselves: what our encoder lost of them, put back by our mixer; other codes as is."""
+        if self.inverter is not None or not self.networks.mixer.config.identity_dim:
+            return ws_BLD
         with torch.no_grad():
             return self.networks.mixer(ws_BLD, ws_BLD, EMPHASIS * embedding_BE)
 
     def invert(self, crop: Crop, *, config: InvertConfig | None = None, on_step: OnStep = no_progress) -> torch.Tensor:
-        """The crop's W+ code [1, L, D]: the encoder's, its identity restored with `fast`, else optimised."""
+        """The crop's W+ code [1, L, D]: the encoder's, its identity restored with `fast`, else optimised.
+
+        For StyleGAN2 with `tune` the paper's pivot: one w, found from the mean (an inverter's code where there is one).
+        """
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
+        if isinstance(nets.generator, StyleGAN2) and self.pivotal:
+            if self.inverter is not None:
+                return self.inverter.invert(img_BCHW)
+            return project(nets.generator, nets.identity, img_BCHW, self.pti_config, on_step)
         ws_BLD = self.encode(img_BCHW)
         if self.inversion == "fast":
             return self._restored(ws_BLD, embed(nets.identity, img_BCHW, nets.mean_E))
         config = config or self.invert_config
         return invert(self._descent, nets.identity, nets.mesh, img_BCHW, ws_BLD, nets.mean_E, config, on_step)
 
-    def tune(self, crop: Crop, ws_BLD: torch.Tensor, *, on_step: OnStep = no_progress) -> GeneratorDelta:
-        """The change of the generator that makes it draw the crop at this code (`inversion.tune`)."""
-        nets = self.networks
-        picture = to_tensor(crop.pixels, nets.mean_E.device, size=nets.generator.resolution)
-        return tune(nets.generator, nets.identity, nets.mean_E, ws_BLD, picture, self.tune_config, on_step)
+    def tune(self, crops: Sequence[Crop], ws_BLD: torch.Tensor, *, on_step: OnStep = no_progress) -> GeneratorDelta:
+        """The change of the generator that makes it draw the crops at these codes (`inversion.tune`, `.pti`)."""
+        nets, side = self.networks, self.networks.generator.resolution
+        img_BCHW = torch.cat([to_tensor(crop.pixels, nets.mean_E.device, size=side) for crop in crops])
+        if isinstance(nets.generator, StyleGAN2):
+            return tune_pair(nets.generator, nets.identity, ws_BLD, img_BCHW, self.pti_config, on_step)
+        return tune(nets.generator, nets.identity, nets.mean_E, ws_BLD, img_BCHW, self.tune_config, on_step)
 
     def reconstruction(self, crop: Crop) -> np.ndarray:
         """The crop as the generator knows it, uint8 [256, 256, 3]: what lies in front of the face is not in it."""
-        img_BCHW = to_tensor(crop.pixels, self.networks.mean_E.device)
-        return to_pixels(_synthesis(self.networks.generator, self.encode(img_BCHW), resolution=256))[0]
+        nets = self.networks
+        img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
+        if self.inverter is not None:
+            return to_pixels(_small(nets.generator, self.inverter.invert(img_BCHW)))[0]
+        # The shipped generator is quick at 256², and another one's codes may be dear.
+        generator = nets.generator if nets.encodes and isinstance(nets.generator, MobileStyleGAN) else nets.shipped
+        with torch.no_grad():
+            ws_BLD = nets.encoder(trunk_features(nets.identity, nets.mesh, img_BCHW))
+        return to_pixels(_small(generator, ws_BLD))[0]
 
     def prepare(self, crop: Crop, *, name: str = "source", on_step: OnStep = no_progress) -> Prepared:
         """Code (the encoder's, its identity restored), identity embedding, mesh and picture of a source crop."""
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
-        with torch.no_grad():
-            mesh_BK3 = crop_mesh(nets.mesh, img_BCHW)
         embedding_BE = embed(nets.identity, img_BCHW, nets.mean_E)
-        code_BLD = self._restored(self.encode(img_BCHW), embedding_BE)
-        return Prepared(w_plus=code_BLD, embedding=embedding_BE, mesh=mesh_BK3, picture=img_BCHW, name=name)
+        if self.pivotal:
+            code_BLD = self.invert(crop, on_step=on_step)
+        else:
+            code_BLD = self._restored(self.encode(img_BCHW), embedding_BE)
+        return Prepared(w_plus=code_BLD, embedding=embedding_BE, mesh=_mesh(nets, img_BCHW), crop=crop, name=name)
 
     def prepare_code(self, ws_BLD: torch.Tensor, *, name: str = "source") -> Prepared:
         """The same for a person who does not exist, from the code [1, L, D]."""
         nets = self.networks
-        with torch.no_grad():
-            img_BCHW = nets.generator.synthesis(ws_BLD, resolution=256)
-            mesh_BK3 = crop_mesh(nets.mesh, img_BCHW)
-        embedding_BE = embed(nets.identity, img_BCHW, nets.mean_E)
+        img_BCHW = _small(nets.generator, ws_BLD)
+        embedding_BE, mesh_BK3 = embed(nets.identity, img_BCHW, nets.mean_E), _mesh(nets, img_BCHW)
         return Prepared(w_plus=ws_BLD, embedding=embedding_BE, mesh=mesh_BK3, name=name, synthetic=True)
 
     def swap(
@@ -128,42 +183,84 @@ class LatentSwap:
         *,
         strength: float = 1.0,
         layers: tuple[int, ...] | None = None,
+        edits: Edits = (),
+        edit_when: EditWhen = "after",
         on_step: OnStep = no_progress,
     ) -> np.ndarray:
-        """See `FaceSwapper.swap`. `on_step` counts the steps of inversion, tuning and refinement together."""
-        stages = [] if self.inversion == "fast" else [self.pair_config.steps, self.refine_config.steps]
-        if self.inversion == "tune":
-            stages = [self.invert_config.steps, self.tune_config.steps, self.refine_config.steps]
-        before = list(itertools.accumulate(stages, initial=0))
+        """See `FaceSwapper.swap`. `on_step` counts the steps of inversion, tuning and refinement together.
 
-        def stage(number: int) -> OnStep:
-            return lambda done, _: on_step(before[number] + done, before[-1])
-
-        nets, render, descent = self.networks, self.render, self._descent
-        pair = self.pair_config if self.inversion == "refine" else None
-        if self.inversion == "fast":
-            target_BLD = self.encode(to_tensor(crop.pixels, nets.mean_E.device))
-        else:
-            target_BLD = self.invert(crop, config=pair, on_step=stage(0))
-        if self.inversion == "tune":
-            tuned = self.tune(crop, target_BLD, on_step=stage(1)).apply(nets.generator)
-            descent, render = quick(tuned), lambda ws_BLD: to_pixels(_synthesis(tuned, ws_BLD))
+        edits: of the swapped code, as the last thing before it is drawn (`after`), or of the target's (`before`): the
+        swap then takes pose and expression from the picture that the edited code makes.
+        """
+        nets = self.networks
+        joint = self.joint and prepared.crop is not None
+        for_pivot, for_tuning = self._tuning_steps()
+        refining = [] if self.pivotal else [self.refine_config.steps]
+        stages = Stages(
+            {
+                "fast": [],
+                "refine": [self.pair_config.steps, *refining],
+                "tune": [*[for_pivot] * (1 + (joint and not self.pivotal)), for_tuning * (1 + joint), *refining],
+            }[self.inversion],
+            on_step,
+        )
+        pair = self._invert_pair(prepared, crop, joint, stages)
+        target_BLD = pair.target_BLD
+        if edits and edit_when == "before":
+            target_BLD, edits = apply_edits(target_BLD, edits), ()
+            crop = replace(crop, pixels=to_pixels(_small(pair.descent, target_BLD))[0])
         with torch.no_grad():
-            identity_BE = EMPHASIS * prepared.embedding.to(target_BLD)
-            ws_BLD = nets.mixer(prepared.w_plus.to(target_BLD), target_BLD, identity_BE)
-        if self.inversion != "fast":
-            ws_BLD = self._refine(descent, prepared, crop, ws_BLD, target_BLD, stage(len(stages) - 1))
-        return render(blend_rows(target_BLD, ws_BLD, strength=strength, layers=layers))[0]
+            ws_BLD = nets.mixer(pair.source_BLD, target_BLD, EMPHASIS * prepared.embedding.to(target_BLD))
+        if self.inversion != "fast" and refining:
+            ws_BLD = self._refine(pair.descent, prepared, crop, ws_BLD, target_BLD, stages.enter())
+        return pair.render(apply_edits(blend_rows(target_BLD, ws_BLD, strength=strength, layers=layers), edits))[0]
+
+    def _invert_pair(self, prepared: Prepared, crop: Crop, joint: bool, stages: Stages) -> Inverted:
+        """The codes of source and target, and what draws them: with `tune` a generator tuned to one or both."""
+        source_BLD = prepared.w_plus.to(self.networks.mean_E)
+        if self.inversion == "fast":
+            target_BLD = self.encode(to_tensor(crop.pixels, source_BLD.device))
+            return Inverted(source_BLD, target_BLD, self._descent, self.render)
+        if self.inversion == "refine":
+            target_BLD = self.invert(crop, config=self.pair_config, on_step=stages.enter())
+            return Inverted(source_BLD, target_BLD, self._descent, self.render)
+        if joint and not self.pivotal:  # else `prepare` found the pivot
+            source_BLD = self.invert(prepared.crop or crop, on_step=stages.enter())
+        target_BLD = self.invert(crop, on_step=stages.enter())
+        crops, codes = [crop], target_BLD
+        if joint and prepared.crop is not None:
+            crops, codes = [prepared.crop, crop], torch.cat([source_BLD, target_BLD])
+        tuned = self.tune(crops, codes, on_step=stages.enter()).apply(self.networks.generator)
+        descent = tuned if self.pivotal else quick(tuned)
+        return Inverted(source_BLD, target_BLD, descent, lambda ws_BLD: to_pixels(_synthesis(tuned, ws_BLD)))
+
+    def edit(self, crop: Crop, edits: Edits, *, on_step: OnStep = no_progress) -> np.ndarray:
+        """The crop's own face, edited: invert → (tune) → edit → synthesise. uint8 [S, S, 3], same alignment."""
+        for_pivot, for_tuning = self._tuning_steps()
+        lengths = {"fast": [0], "refine": [for_pivot], "tune": [for_pivot, for_tuning]}[self.inversion]
+        stages = Stages(lengths, on_step)
+        ws_BLD = self.invert(crop, on_step=stages.enter())
+        edited_BLD = apply_edits(ws_BLD, edits)
+        if self.inversion != "tune":
+            return self.render(edited_BLD)[0]
+        delta = self.tune([crop], ws_BLD, on_step=stages.enter())
+        return to_pixels(_synthesis(delta.apply(self.networks.generator), edited_BLD))[0]
+
+    def _tuning_steps(self) -> tuple[int, int]:
+        """Steps to a pivot, and of the tuning of one picture."""
+        if self.pivotal:
+            return self.pti_config.project_steps, self.pti_config.steps
+        return self.invert_config.steps, self.tune_config.steps
 
     def _picture(self, prepared: Prepared) -> torch.Tensor:
         """The source's crop [1, 3, 256, 256]: the photograph's, or what its code makes."""
-        if prepared.picture is not None:
-            return prepared.picture.to(self.networks.mean_E)
-        return _synthesis(self.networks.generator, prepared.w_plus.to(self.networks.mean_E), resolution=256)
+        if prepared.crop is not None:
+            return to_tensor(prepared.crop.pixels, self.networks.mean_E.device)
+        return _small(self.networks.generator, prepared.w_plus.to(self.networks.mean_E))
 
     def _refine(
         self,
-        generator: MobileStyleGAN,
+        generator: AnyGenerator,
         prepared: Prepared,
         crop: Crop,
         ws_BLD: torch.Tensor,
@@ -172,8 +269,7 @@ class LatentSwap:
     ) -> torch.Tensor:
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
-        with torch.no_grad():
-            mesh_BK3 = crop_mesh(nets.mesh, img_BCHW)
+        mesh_BK3 = _mesh(nets, img_BCHW)
         fused_BK3 = fuse(prepared.mesh.cpu(), mesh_BK3.cpu(), nets.shape_model).to(mesh_BK3)
         guide_BCHW, trust_B1HW = repose(self._picture(prepared), prepared.mesh.to(mesh_BK3), fused_BK3)
         wanted = Wanted(
@@ -190,6 +286,17 @@ class LatentSwap:
         return refine(
             generator, nets.identity, nets.mesh, nets.iris, start_BLD, wanted, nets.mean_E, self.refine_config, on_step
         )
+
+
+def is_pivotal(networks: "Networks", inversion: str, inverter: Inverter | None) -> bool:
+    """Whether codes are the paper's pivots, which need no encoder. Raises UsageError where one is missing."""
+    pivotal = inversion == "tune" and isinstance(networks.generator, StyleGAN2)
+    if inverter is None and not (networks.encodes or pivotal):
+        raise UsageError(
+            "The shipped encoder's codes mean nothing to this generator, whose W space is another. Give an encoder for "
+            "it (--encoder FILE), or, with StyleGAN2, take pivotal tuning (--inversion tune)."
+        )
+    return pivotal
 
 
 def average(sources: Sequence[Prepared]) -> Prepared:
@@ -214,7 +321,7 @@ def average(sources: Sequence[Prepared]) -> Prepared:
     return replace(frontal, w_plus=code_BLD, embedding=mean_BE, synthetic=synthetic)
 
 
-def quick(generator: MobileStyleGAN) -> MobileStyleGAN:
+def quick(generator: AnyGenerator) -> AnyGenerator:
     """The generator to optimise through: a copy in bfloat16 where that is fast."""
     if not bfloat16_is_native(generator.w_avg.device):
         return generator
@@ -222,8 +329,18 @@ def quick(generator: MobileStyleGAN) -> MobileStyleGAN:
 
 
 @torch.no_grad()
-def _synthesis(generator: MobileStyleGAN, ws_BLD: torch.Tensor, *, resolution: int | None = None) -> torch.Tensor:
+def _synthesis(generator: AnyGenerator, ws_BLD: torch.Tensor, *, resolution: int | None = None) -> torch.Tensor:
     return generator.synthesis(ws_BLD, resolution=resolution)
+
+
+def _small(generator: AnyGenerator, ws_BLD: torch.Tensor) -> torch.Tensor:
+    """The picture at 256², or at the full size of a generator that has less."""
+    return _synthesis(generator, ws_BLD, resolution=min(256, generator.resolution))
+
+
+@torch.no_grad()
+def _mesh(networks: "Networks", img_BCHW: torch.Tensor) -> torch.Tensor:
+    return crop_mesh(networks.mesh, img_BCHW)
 
 
 def to_tensor(pixels: np.ndarray, device: torch.device | str = "cpu", *, size: int = 256) -> torch.Tensor:

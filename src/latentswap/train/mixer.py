@@ -17,14 +17,26 @@ from latentswap.errors import UsageError
 from latentswap.generators.base import Generator
 from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
 from latentswap.inversion.encoder import EMBEDDING, FeatureEncoder
-from latentswap.inversion.optimise import COLOUR_ROWS
-from latentswap.losses import away_loss, contour_loss, identity_loss, latent_penalty, openness_loss, shape_loss
+from latentswap.inversion.optimise import COLOUR_ROWS, spatial_maps, trust_chip
+from latentswap.losses import (
+    away_loss,
+    contour_loss,
+    detail_loss,
+    feature_distance,
+    identity_loss,
+    latent_penalty,
+    openness_loss,
+    pooled_pixel_loss,
+    shape_loss,
+)
 from latentswap.seeds import generator_for
 from latentswap.shape.fusion import ShapeModel, fuse
 from latentswap.shape.mesh import MeshNet, crop_mesh
+from latentswap.shape.repose import repose
 from latentswap.swappers.mixer import LatentMixer, MixerConfig
 from latentswap.train.bank import Bank
 
+Seen = tuple[torch.Tensor, torch.Tensor]  # codes [B, L, D], embeddings [B, E]
 _CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
 
 
@@ -34,7 +46,10 @@ class MixerTraining:
 
     Larger `latent` keeps more of the target, larger `identity` takes more of the source. `shape` is the paper's third
     loss; `keep` weighs the contours and the openness of eyes and mouth, which are the target's, `colour` the rows that
-    say colour and light, and `away` what is left of the target's identity. 0 leaves a loss out.
+    say colour and light, and `away` what is left of the target's identity. `detail` compares with the source's picture
+    bent into the fused mesh, on a `guided` share of the pairs, and `features` with the identity network's maps of it:
+    128 numbers forgive what a picture does not. `pixel` compares light and colours, averaged to 16 × 16 cells, with the
+    target's picture. 0 leaves a loss out.
     """
 
     mixer: MixerConfig = field(default_factory=MixerConfig)
@@ -48,20 +63,28 @@ class MixerTraining:
     shape: float = 0.5
     keep: float = 0.5
     away: float = 0.3
+    detail: float = 4.0
+    features: float = 0.5
+    pixel: float = 2.0
+    guided: float = 0.5
     jitter: float = 0.1  # noise on the true codes, in standard deviations of w, so that a finite bank does not repeat
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= 256:
             raise UsageError(f"The batch is {self.batch}; it must be 1 to 256.")
-        for name in ("same", "inverted"):
+        for name in ("same", "inverted", "guided"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"The share of {name} pairs is {getattr(self, name)}; it runs from 0 to 1.")
-        if min(self.identity, self.latent, self.colour, self.shape, self.keep, self.away, self.jitter) < 0:
+        weights = (self.identity, self.latent, self.colour, self.shape, self.keep, self.away)
+        if min(*weights, self.detail, self.features, self.pixel, self.jitter) < 0:
             raise UsageError("Loss coefficients and jitter are 0 or more.")
 
 
 class MixerTrainee:
-    """See `train.loop.Trainee`. Without an encoder every pair has the true codes, as in the paper."""
+    """See `train.loop.Trainee`. Without an encoder every pair has the true codes, as in the paper.
+
+    `start`: a trained mixer of the same size to go on from.
+    """
 
     name = "mixer"
 
@@ -73,6 +96,7 @@ class MixerTrainee:
         bank: Bank,
         config: MixerTraining,
         encoder: FeatureEncoder | None = None,
+        start: LatentMixer | None = None,
     ) -> None:
         self.generator, self.identity, self.mesh, self.bank = generator, identity, mesh, bank
         self.encoder = encoder
@@ -81,6 +105,10 @@ class MixerTrainee:
         torch.manual_seed(config.seed)
         self.mixer = LatentMixer(self.config.mixer)
         self.mixer.start_at_target(generator.w_avg, generator.w_std)
+        if start is not None:
+            if start.config != self.config.mixer:
+                raise UsageError(f"A mixer {start.config} cannot be continued as {self.config.mixer}.")
+            self.mixer.load_state_dict(start.state_dict())
         self.mixer.to(self.device)
         self.shape_model = ShapeModel.fit(bank.mesh_NK3)
         self.mean_E = bank.embedding_NE.mean(0)
@@ -100,8 +128,8 @@ class MixerTrainee:
         return source_B, torch.where(same_B, source_B, target_B), random
 
     @torch.no_grad()
-    def _inputs(self, index_B: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """The codes and the embeddings of these people as the mixer may meet them: true with noise, and inverted."""
+    def _inputs(self, index_B: torch.Tensor, random: torch.Generator) -> tuple[Seen, Seen]:
+        """Codes and embeddings of these people as the mixer may meet them: true with noise, and inverted."""
         bank, std = self.bank, self.generator.w_std
         true_BLD = bank.codes_NLD[index_B].to(self.device)
         noise = torch.randn(true_BLD.shape, generator=random) * torch.rand(len(true_BLD), 1, 1, generator=random)
@@ -111,18 +139,14 @@ class MixerTrainee:
         seen_BE = centred(features_BF[:, EMBEDDING], self.mean_E).to(self.device)
         clean_BE = self.embedding_NE[index_B].to(self.device)
         inverted_BLD = true_BLD if self.encoder is None else self.encoder(features_BF.to(self.device))
-        return true_BLD, clean_BE, inverted_BLD, seen_BE
+        return (true_BLD, clean_BE), (inverted_BLD, seen_BE)
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         source_B, target_B, random = self._pairs(step)
         config, bank, std = self.config, self.bank, self.generator.w_std
         inverted_B = torch.rand(config.batch, generator=random) < (config.inverted if self.encoder else 0.0)
-        true_BLD, clean_BE, inverted_BLD, seen_BE = self._inputs(source_B, random)
-        source_BLD = torch.where(inverted_B[:, None, None].to(self.device), inverted_BLD, true_BLD)
-        source_BE = torch.where(inverted_B[:, None].to(self.device), seen_BE, clean_BE)
-        true_BLD, _, inverted_BLD, _ = self._inputs(target_B, random)
-        target_BLD = torch.where(inverted_B[:, None, None].to(self.device), inverted_BLD, true_BLD)
-
+        source_BLD, source_BE = _chosen(inverted_B, *self._inputs(source_B, random))
+        target_BLD, _ = _chosen(inverted_B, *self._inputs(target_B, random))
         swapped_BLD = self.mixer(source_BLD, target_BLD, source_BE)
         img_BCHW = self.generator.synthesis(swapped_BLD, resolution=256)
         embedding_BE = self._embedding(img_BCHW, random)
@@ -137,15 +161,28 @@ class MixerTrainee:
             others_B = (source_B != target_B).to(self.device)
             other_BE = self.embedding_NE[target_B].to(self.device)
             terms["away"] = away_loss(embedding_BE, other_BE, weight_B=others_B)
+        fused_BK3 = fuse(bank.mesh_NK3[source_B], bank.mesh_NK3[target_B], self.shape_model).to(self.device)
         if config.shape or config.keep:
-            target_BK3 = bank.mesh_NK3[target_B]
-            fused_BK3 = fuse(bank.mesh_NK3[source_B], target_BK3, self.shape_model).to(self.device)
-            target_BK3 = target_BK3.to(self.device)
+            target_BK3 = bank.mesh_NK3[target_B].to(self.device)
             mesh_BK3 = crop_mesh(self.mesh, img_BCHW)
             terms["shape"] = shape_loss(mesh_BK3, fused_BK3)
             terms["keep"] = contour_loss(mesh_BK3, target_BK3) + 2 * openness_loss(mesh_BK3, target_BK3)
+        if config.pixel:
+            thumbnails = bank.thumbnails_N3HW[target_B].to(self.device)
+            terms["pixel"] = pooled_pixel_loss(img_BCHW, thumbnails / 127.5 - 1)
+        if (guided := round(config.guided * config.batch)) and (config.detail or config.features):
+            guide, trust = self._guide(source_B[:guided], fused_BK3[:guided])
+            terms["detail"] = detail_loss(img_BCHW[:guided], guide, trust)
+            maps = spatial_maps(self.identity, img_BCHW[:guided]), spatial_maps(self.identity, guide)
+            terms["features"] = feature_distance(*maps, trust_chip(trust)).mean()
         total = sum(getattr(config, name) * value for name, value in terms.items())
         return {"total": torch.as_tensor(total), **terms}
+
+    @torch.no_grad()
+    def _guide(self, index_B: torch.Tensor, fused_BK3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The true people, bent into the fused meshes: `shape.repose.repose`."""
+        img_BCHW = self.generator.synthesis(self.bank.codes_NLD[index_B].to(self.device), resolution=256)
+        return repose(img_BCHW, self.bank.mesh_NK3[index_B].to(self.device), fused_BK3)
 
     def _embedding(self, img_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """Identity of the swaps, seen through a chip that is a little off and now and then mirrored."""
@@ -159,11 +196,20 @@ class MixerTrainee:
         """Eight fixed pairs, a column each: source, target, swap of the true codes, swap of the encoder's."""
         random = generator_for(self.config.seed, 0, stream=7)
         source_B, target_B = torch.arange(0, 8), torch.arange(8, 16)
-        source = self._inputs(source_B, random)
-        target = self._inputs(target_B, random)
+        sources, targets = self._inputs(source_B, random), self._inputs(target_B, random)
         rows = [self.bank.codes_NLD[source_B], self.bank.codes_NLD[target_B]]
-        rows += [self.mixer(source[i], target[i], source[i + 1]) for i in (0, 2)]
+        for (source_BLD, source_BE), (target_BLD, _) in zip(sources, targets, strict=True):
+            rows.append(self.mixer(source_BLD, target_BLD, source_BE))
         return sheet([self.generator.synthesis(ws.to(self.device), resolution=256) for ws in rows])
+
+
+def _chosen(second_B: torch.Tensor, first: Seen, second: Seen) -> Seen:
+    """Person by person the one or the other of two views."""
+    code, embedding = (
+        torch.where(second_B.to(a.device).view(-1, *[1] * (a.ndim - 1)), b, a)
+        for a, b in zip(first, second, strict=True)
+    )
+    return code, embedding
 
 
 def sheet(rows: list[torch.Tensor]) -> np.ndarray:

@@ -14,6 +14,16 @@ _STREAM_VERSION = 1001
 _MAX_MEMBERS = 50_000
 _MEMBER_OVERHEAD = 512  # headers, names and padding of one member
 
+# What zipfile raises over damage; the name of a member, too, may be no text.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+
 _DTYPES = {
     **{f"torch.{name}Storage": dtype for name, dtype in (
         ("Double", "float64"), ("Float", "float32"), ("Half", "float16"), ("BFloat16", "bfloat16"), ("Long", "int64"),
@@ -51,7 +61,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             def read_bytes(start: int, count: int) -> bytes:
                 try:
                     return archive.read(info)[start : start + count]
-                except (zipfile.BadZipFile, EOFError) as error:
+                except _DAMAGED as error:
                     raise WeightsError(f"it is a damaged zip archive: {error}") from error
 
             return Storage(dtype=dtype, numel=numel, read_bytes=read_bytes)
@@ -59,7 +69,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
         if members[f"{root}/data.pkl"].file_size > MAX_TEXT_BYTES:
             raise WeightsError(f"it describes itself in more than {MAX_TEXT_BYTES >> 20} MB")
         data = archive.read(f"{root}/data.pkl")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise WeightsError(f"it is a damaged zip archive: {error}") from error
     return read_pickle(Window.of_bytes(data), persistent=storage)
 

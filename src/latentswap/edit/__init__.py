@@ -1,0 +1,1 @@
+"""Editing faces by their codes: directions in W+, style mixing, interpolation."""
