@@ -107,6 +107,6 @@ def feature_distance(
         if trust_B1HW is None:
             apart.append(squared_B1HW.mean((1, 2, 3)))
         else:
-            weight_B1HW = F.adaptive_avg_pool2d(trust_B1HW, a_BCHW.shape[2:])
+            weight_B1HW = F.adaptive_avg_pool2d(trust_B1HW, (a_BCHW.shape[2], a_BCHW.shape[3]))
             apart.append((squared_B1HW * weight_B1HW).sum((1, 2, 3)) / weight_B1HW.sum((1, 2, 3)).clamp_min(1e-2))
     return torch.stack(apart).mean(0)

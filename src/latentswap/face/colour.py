@@ -60,7 +60,7 @@ def match_colour(
 
 def _toned(crop: np.ndarray, target_crop: np.ndarray) -> np.ndarray:
     tones = toning(target_crop)
-    return crop if tones is None else tones[cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)]
+    return crop if tones is None else tones[np.asarray(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), np.uint8)]
 
 
 def toning(crop: np.ndarray) -> np.ndarray | None:
