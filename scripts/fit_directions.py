@@ -81,7 +81,7 @@ RECIPES = {
         steps=0, about="nods; positive down",
     ),
     "smile": Recipe(
-        measure="smile", unit="standard deviations", per_unit=0, low=-2, high=4, usual=2,
+        measure="smile", unit="standard deviations", per_unit=0, low=-2, high=4, usual=2.2,
         free=("mouth", "eyes", "brows"), about="width of the mouth and lift of its corners",
     ),
     "mouth_open": Recipe(

@@ -308,11 +308,10 @@ class Swapper:
     def _cosine(self, pixels: np.ndarray, crop: Crop) -> float:
         """Identity cosine between the crop and what now stands in its place, by the network the swap was made with."""
         nets = self.networks
-        before, after = (
-            embed(nets.identity, to_tensor(square, nets.mean_E.device), nets.mean_E)
-            for square in (crop.pixels, cut(pixels, crop.affine, crop.size))
-        )
-        return round(float((before * after).sum()), 3)
+        squares = crop.pixels, cut(pixels, crop.affine, crop.size)
+        pair_BCHW = torch.cat([to_tensor(square, nets.mean_E.device) for square in squares])
+        before_E, after_E = embed(nets.identity, pair_BCHW, nets.mean_E)
+        return round(float(before_E @ after_E), 3)
 
     def _choose(
         self,

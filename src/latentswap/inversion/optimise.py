@@ -87,14 +87,12 @@ def _check_steps(steps: int) -> None:
 
 def embed(identity: DlibResNet, img_BCHW: torch.Tensor, mean_E: torch.Tensor) -> torch.Tensor:
     """Identity embedding of FFHQ-aligned crops, averaged over shifts and the mirror image: [B, E], unit length."""
-    shifts = torch.tensor([[0, 0, 0, 0], [0.01, 0, 0.03, 0.03], [-0.01, 0.01, -0.03, -0.03], [0, -0.01, 0, 0.0]])
-    views = [
-        chip(picture, shift.expand(len(picture), 4).to(picture))
-        for shift in shifts
-        for picture in (img_BCHW, img_BCHW.flip(3))
-    ]
+    shift_V4 = torch.tensor([[0, 0, 0, 0], [0.01, 0, 0.03, 0.03], [-0.01, 0.01, -0.03, -0.03], [0, -0.01, 0, 0.0]])
+    both = torch.cat([img_BCHW, img_BCHW.flip(3)])
+    views = torch.cat([chip(both, shift_4.expand(len(both), 4).to(both)) for shift_4 in shift_V4])  # at once: faster
     with torch.no_grad():
-        return F.normalize(torch.stack([centred(identity(view), mean_E) for view in views]).mean(0), dim=-1)
+        each_VBE = centred(identity(views), mean_E).unflatten(0, (2 * len(shift_V4), len(img_BCHW)))
+    return F.normalize(each_VBE.mean(0), dim=-1)
 
 
 def invert(
