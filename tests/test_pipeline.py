@@ -14,7 +14,8 @@ from latentswap import Swapper
 from latentswap.cli.main import main
 from latentswap.errors import NoFaceError, UsageError, WeightsError
 from latentswap.face.align import cut_face
-from latentswap.inversion.optimise import InvertConfig, embed
+from latentswap.inversion.optimise import InvertConfig, RefineConfig, embed
+from latentswap.inversion.tune import TuneConfig
 from latentswap.losses import pooled_pixel_loss
 from latentswap.media.image import decode
 from latentswap.pipeline import person
@@ -261,3 +262,22 @@ def test_a_mixed_code_restores_what_the_encoder_lost(swapper, networks):
         )
     before, after = (float((embed(networks.identity, x, networks.mean_E) * person).sum()) for x in (plain, restored))
     assert after > before + 0.05
+
+
+@pytest.mark.parametrize(("joint", "total"), [(False, 3), (True, 5)])
+def test_tuning_counts_its_steps_and_may_take_the_source_along(swapper, networks, joint, total):
+    """One step of inversion and one of tuning for each picture, one of refinement."""
+    quickly = {"invert_config": InvertConfig(steps=1), "refine_config": RefineConfig(steps=1)}
+    method = LatentSwap(
+        networks, swapper.method.render, inversion="tune", joint=joint, tune_config=TuneConfig(steps=1), **quickly
+    )
+    crop = cut_face(astronaut(), swapper.analyser(astronaut())[0].mesh_K3, 1024)
+    seen = []
+    result = method.swap(swapper.method.prepare(crop), crop, on_step=lambda *at: seen.append(at))
+    assert seen == [(done, total) for done in range(1, total + 1)]
+    assert result.shape == (1024, 1024, 3) and result.std() > 10
+
+
+def test_joint_tuning_needs_tuning(capsys):
+    assert main(["swap", "a.jpg", "b.jpg", "-o", "c.png", "--joint"]) == 2
+    assert "Only `tune`" in capsys.readouterr().err
