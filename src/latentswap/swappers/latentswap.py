@@ -42,7 +42,7 @@ EditWhen = Literal["before", "after"]
 Render = Callable[[torch.Tensor], np.ndarray]
 """W+ [B, L, D] → uint8 [B, H, W, 3]: the generator at full size, by whatever runtime."""
 
-EMPHASIS = 1.8  # of the source's identity where the mixer reads it: photographs' lie farther out than generated ones'
+EMPHASIS = 1.5  # of the source's identity where the mixer reads it: photographs' lie farther out than generated ones'
 _ONE_PERSON = 0.3  # least cosine of each of several sources to the mean of the others
 
 
