@@ -20,7 +20,6 @@ from latentswap.losses import (
     away_loss,
     contour_loss,
     detail_loss,
-    feature_distance,
     identity_loss,
     latent_penalty,
     openness_loss,
@@ -48,7 +47,6 @@ class InvertConfig:
     pixel: float = 3.0
     identity: float = 1.0
     detail: float = 6.0
-    features: float = 0.0
     shape: float = 0.05
     keep: float = 0.1
     near_start: float = 0.1  # squared distance of the shared w to where it started
@@ -67,7 +65,6 @@ class RefineConfig:
     identity: float = 2.0
     away: float = 0.5
     detail: float = 12.0
-    features: float = 0.0
     latent: float = 0.1
     colour: float = 1.0
     shape: float = 0.5
@@ -110,7 +107,6 @@ def invert(
     with torch.no_grad():
         wanted_BK3 = crop_mesh(mesh, img_BCHW)
         _, face_B1HW = repose(img_BCHW, wanted_BK3, wanted_BK3)
-    wanted_maps, face_chip_B1HW = spatial_maps(identity, img_BCHW), trust_chip(face_B1HW)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
@@ -118,8 +114,7 @@ def invert(
         return (
             config.pixel * _pyramid_loss(out_BCHW, img_BCHW)
             + config.detail * detail_loss(out_BCHW, img_BCHW, face_B1HW)
-            + config.features * feature_distance(spatial_maps(identity, out_BCHW), wanted_maps, face_chip_B1HW).mean()
-            + config.identity * identity_loss(_embedding(identity, out_BCHW, mean_E, random), wanted_BE)
+            + config.identity * identity_loss(jittered_embedding(identity, out_BCHW, mean_E, random), wanted_BE)
             + config.shape * shape_loss(mesh_BK3, wanted_BK3)
             + config.keep * (contour_loss(mesh_BK3, wanted_BK3) + 2 * openness_loss(mesh_BK3, wanted_BK3))
         )
@@ -161,17 +156,15 @@ def refine(
     target = wanted.code_BLD
     with torch.no_grad():
         target_gaze = measure_gaze(iris, wanted.img_BCHW, wanted.mesh_BK3)
-        guide_maps, trust_chip_B1HW = spatial_maps(identity, wanted.guide_BCHW), trust_chip(wanted.trust_B1HW)
 
     def losses(ws_BLD: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         out_BCHW = generator.synthesis(ws_BLD, resolution=256)
         mesh_BK3 = crop_mesh(mesh, out_BCHW)
-        embedding_BE = _embedding(identity, out_BCHW, mean_E, random)
+        embedding_BE = jittered_embedding(identity, out_BCHW, mean_E, random)
         total = (
             config.identity * identity_loss(embedding_BE, wanted.source_BE)
             + config.away * away_loss(embedding_BE, wanted.other_BE, bound=bound)
             + config.detail * detail_loss(out_BCHW, wanted.guide_BCHW, wanted.trust_B1HW)
-            + config.features * feature_distance(spatial_maps(identity, out_BCHW), guide_maps, trust_chip_B1HW).mean()
             + config.latent * latent_penalty(ws_BLD, target, generator.w_std)
             + config.colour * latent_penalty(ws_BLD[:, COLOUR_ROWS:], target[:, COLOUR_ROWS:], generator.w_std)
             + config.shape * shape_loss(mesh_BK3, wanted.fused_BK3)
@@ -187,23 +180,14 @@ def refine(
     return _descend(generator, start_BLD, losses, config, 0.0, on_step)
 
 
-def _embedding(
+def jittered_embedding(
     identity: DlibResNet, img_BCHW: torch.Tensor, mean_E: torch.Tensor, random: torch.Generator
 ) -> torch.Tensor:
+    """Identity [B, E] of crops seen through a chip that is a little off and now and then mirrored; differentiable."""
     shift_B4 = torch.randn(len(img_BCHW), 4, generator=random) * torch.tensor(_CHIP_JITTER)
     if torch.rand((), generator=random) < 0.5:
         img_BCHW = img_BCHW.flip(3)
     return centred(identity(chip(img_BCHW, shift_B4.to(img_BCHW))), mean_E)
-
-
-def spatial_maps(identity: DlibResNet, img_BCHW: torch.Tensor) -> list[torch.Tensor]:
-    """Spatial features of the identity network that still say where: 17², 8² and 4² over the chip."""
-    return identity.stages(chip(img_BCHW))[1:4]
-
-
-def trust_chip(trust_B1HW: torch.Tensor) -> torch.Tensor:
-    """A mask [B, 1, S, S] in 0…1 of the crop, cut as `chip` cuts: [B, 1, 150, 150]."""
-    return chip(2 * trust_B1HW.expand(-1, 3, -1, -1) - 1)[:, :1] / 255
 
 
 def _pyramid_loss(img_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from latentswap.errors import UsageError
 from latentswap.generators.base import Generator
 from latentswap.identity.dlib_resnet import DlibResNet, centred, chip
 from latentswap.inversion.encoder import EMBEDDING, FeatureEncoder
-from latentswap.inversion.optimise import COLOUR_ROWS, spatial_maps, trust_chip
+from latentswap.inversion.optimise import COLOUR_ROWS, jittered_embedding
 from latentswap.losses import (
     away_loss,
     contour_loss,
@@ -37,7 +37,6 @@ from latentswap.swappers.mixer import LatentMixer, MixerConfig
 from latentswap.train.bank import Bank
 
 Seen = tuple[torch.Tensor, torch.Tensor]  # codes [B, L, D], embeddings [B, E]
-_CHIP_JITTER = (0.008, 0.008, 0.03, 0.03)  # shift, shift, log scale, angle: the identity must not hang on one chip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,7 @@ class MixerTrainee:
         target_BLD, _ = _chosen(inverted_B, *self._inputs(target_B, random))
         swapped_BLD = self.mixer(source_BLD, target_BLD, source_BE)
         img_BCHW = self.generator.synthesis(swapped_BLD, resolution=256)
-        embedding_BE = self._embedding(img_BCHW, random)
+        embedding_BE = jittered_embedding(self.identity, img_BCHW, self.mean_E.to(self.device), random)
         wanted_BLD = bank.codes_NLD[target_B].to(self.device)
         terms = {
             "identity": identity_loss(embedding_BE, self.embedding_NE[source_B].to(self.device)),
@@ -184,13 +183,6 @@ class MixerTrainee:
         img_BCHW = self.generator.synthesis(self.bank.codes_NLD[index_B].to(self.device), resolution=256)
         return repose(img_BCHW, self.bank.mesh_NK3[index_B].to(self.device), fused_BK3)
 
-    def _embedding(self, img_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Identity of the swaps, seen through a chip that is a little off and now and then mirrored."""
-        if torch.rand((), generator=random) < 0.5:
-            img_BCHW = img_BCHW.flip(3)
-        shift_B4 = torch.randn(len(img_BCHW), 4, generator=random) * torch.tensor(_CHIP_JITTER)
-        return centred(self.identity(chip(img_BCHW, shift_B4.to(self.device))), self.mean_E.to(self.device))
-
     @torch.no_grad()
     def sample_sheet(self) -> np.ndarray:
         """Eight fixed pairs, a column each: source, target, swap of the true codes, swap of the encoder's."""
@@ -201,6 +193,16 @@ class MixerTrainee:
         for (source_BLD, source_BE), (target_BLD, _) in zip(sources, targets, strict=True):
             rows.append(self.mixer(source_BLD, target_BLD, source_BE))
         return sheet([self.generator.synthesis(ws.to(self.device), resolution=256) for ws in rows])
+
+
+def spatial_maps(identity: DlibResNet, img_BCHW: torch.Tensor) -> list[torch.Tensor]:
+    """Spatial features of the identity network that still say where: 17², 8² and 4² over the chip."""
+    return identity.stages(chip(img_BCHW))[1:4]
+
+
+def trust_chip(trust_B1HW: torch.Tensor) -> torch.Tensor:
+    """A mask [B, 1, S, S] in 0…1 of the crop, cut as `chip` cuts: [B, 1, 150, 150]."""
+    return chip(2 * trust_B1HW.expand(-1, 3, -1, -1) - 1)[:, :1] / 255
 
 
 def _chosen(second_B: torch.Tensor, first: Seen, second: Seen) -> Seen:
