@@ -65,7 +65,9 @@ train-default: $(STAMP)
 	$(TRAIN) population -o $(RUNS)/population --people-from $(RUNS)/people --device $(DEVICE)
 	$(TRAIN) encoder -o $(RUNS)/encoder --people-from $(RUNS)/people --device $(DEVICE)
 	$(TRAIN) mixer -o $(RUNS)/first $(MIXER) --detail 0 --features 0 --pixel 0 --identity 1.5
-	$(TRAIN) mixer -o $(RUNS)/mixer $(MIXER) --start $(RUNS)/first/mixer.safetensors --steps 580 --lr 4e-4
+	$(TRAIN) mixer -o $(RUNS)/second $(MIXER) --start $(RUNS)/first/mixer.safetensors --steps 580 --lr 4e-4
+	$(TRAIN) mixer -o $(RUNS)/mixer $(MIXER) --start $(RUNS)/second/mixer.safetensors --steps 1200 --lr 5e-4 \
+		--identity 2.5 --away 0.4 --detail 6 --features 1
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis
