@@ -29,6 +29,7 @@ from latentswap.swappers.latentswap import EMPHASIS, to_pixels
 from latentswap.swappers.mixer import LatentMixer, blend_rows
 from latentswap.train.bank import Bank, BankConfig, build_bank
 from latentswap.train.mixer import sheet
+from latentswap.weights.assets import asset_path
 
 ROW_GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9, 10), (0, 1, 2, 3), (4, 5, 6, 7), tuple(range(11)))
 COLUMNS = ("to source", "to target", "judge: to source", "to target", "pose °", "expression sd", "shape %", "colour")
@@ -122,7 +123,7 @@ def main() -> None:
     nets = load_networks(offline=True)
     judge = load_judge(args.judge) if args.judge else None
     people = draw_people(nets, args.pairs)
-    mixer = LatentMixer.load(args.mixer) if args.mixer else nets.mixer
+    mixer = LatentMixer.load(args.mixer or asset_path("mixer"))
     full_PLD = swapped(nets, mixer, people)
     target_PLD = people.target_PLD
     if args.what == "layers":

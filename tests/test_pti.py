@@ -1,6 +1,8 @@
 """Pivotal tuning of any generator, and swaps in a generator of the user's own."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -10,7 +12,9 @@ import torch.nn.functional as F
 from _face_support import astronaut
 from _published_support import save_described
 
+from latentswap.anonymize import Anonymizer
 from latentswap.cli.main import main
+from latentswap.edit.directions import apply_edits, shipped
 from latentswap.errors import UsageError, WeightsError
 from latentswap.face.align import cut_face
 from latentswap.face.analyse import FaceAnalyser
@@ -22,6 +26,7 @@ from latentswap.inversion.delta import GeneratorDelta, fingerprint
 from latentswap.inversion.pti import PtiConfig, difference, full_precision, project, ramp, self_similarity, tune_pair
 from latentswap.inversion.tune import neighbour
 from latentswap.networks import Networks, load_networks, shares_w_space
+from latentswap.swappers.base import Prepared
 from latentswap.swappers.latentswap import LatentSwap, to_pixels, to_tensor
 from latentswap.swappers.mixer import LatentMixer, MixerConfig
 
@@ -198,6 +203,7 @@ def test_tune_is_the_papers_inference(networks, generator: StyleGAN2, crop, peop
     delta = tune_pair(generator, nets.identity, torch.cat([source, target]), wanted, QUICK)
     tuned = delta.apply(generator)
     assert torch.equal(prepared.w_plus, source)
+    assert nets.mixer is not None
     assert np.array_equal(swapped, to_pixels(tuned.synthesis(nets.mixer(source, target)))[0])
     assert method.reconstruction(crop).shape == (256, 256, 3)
     kept = method.swap(prepared, crop, strength=0.0)
@@ -251,6 +257,7 @@ def test_networks_of_the_users_own(files, networks, crop):
     prepared = method.prepare(crop)
     assert torch.equal(prepared.w_plus, code)  # the paper's mixer restores nothing
     swapped = method.swap(prepared, crop)
+    assert nets.mixer is not None
     assert np.array_equal(swapped, to_pixels(nets.generator.synthesis(nets.mixer(code, code)))[0])
 
 
@@ -277,3 +284,41 @@ def test_swap_command_with_the_users_generator_and_mixer(files, tmp_path):
     assert main(["swap", target, target, "-o", str(out), "--inversion", "fast", "--offline", *paths]) == 0
     changed = np.abs(np.asarray(PIL.Image.open(out)).astype(int) - astronaut()).max(2) > 0
     assert 0.01 < changed.mean() < 0.5
+
+
+def test_without_a_mixer_nothing_is_swapped_and_all_else_works(files, crop):
+    nets = load_networks(generator=files / "generator.safetensors", mixes=False, offline=True)
+    assert nets.mixer is None and isinstance(nets.generator, StyleGAN2)
+    method = LatentSwap(nets, render(nets.generator), inversion="fast")
+    code = method.invert(crop)
+    prepared = method.prepare(crop)
+    assert torch.equal(prepared.w_plus, code)
+    smile = [(shipped()["smile"], 2.0)]
+    edited = method.edit(crop, smile)
+    assert np.array_equal(edited, to_pixels(nets.generator.synthesis(apply_edits(code, smile)))[0])
+    with pytest.raises(UsageError, match="without a mixer"):
+        method.swap(prepared, crop)
+
+
+def test_commands_with_the_users_generator(files, tmp_path):
+    """sample → a code of the user's generator; invert, edit and anonymize with it."""
+    own, photo = ["--generator", str(files / "generator.safetensors"), "--offline"], str(files / "target.png")
+    fast = ["--inversion", "fast"]
+    assert main(["sample", "-o", str(tmp_path / "people"), "--seeds", "3", "--codes", *own]) == 0
+    code = tmp_path / "people" / "seed-0003.safetensors"
+    assert Prepared.load(code, num_ws=18, w_dim=512).w_plus.shape == (1, 18, 512)
+    assert main(["edit", str(code), "-o", str(tmp_path / "smile.png"), "--edit", "smile=2", *fast, *own]) == 0
+    drawn, edited = (PIL.Image.open(path) for path in (tmp_path / "people" / "seed-0003.png", tmp_path / "smile.png"))
+    assert drawn.size == edited.size == (1024, 1024) and drawn.tobytes() != edited.tobytes()
+    assert main(["invert", photo, "-o", str(tmp_path / "me.safetensors"), *fast, *own]) == 0
+    assert Prepared.load(tmp_path / "me.safetensors", num_ws=18, w_dim=512).crop is None
+    mixer = ["--mixer", str(files / "mixer.safetensors")]
+    # Random networks draw nothing that a likeness to the original could be found in.
+    assert main(["anonymize", photo, "-o", str(tmp_path / "safe.png"), *fast, *own, *mixer]) == 0
+
+
+def test_strangers_are_codes_of_the_shipped_w_space(networks, generator):
+    nets = with_generator(networks, generator, encodes=False)
+    swapper: Any = SimpleNamespace(networks=nets)
+    with pytest.raises(UsageError, match="which this generator does not share"):
+        Anonymizer(swapper)

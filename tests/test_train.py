@@ -105,6 +105,8 @@ def test_learning_rate():
     assert rates[0] == pytest.approx(1e-3) and max(rates) == pytest.approx(1e-2)
     assert rates[-1] == pytest.approx(1e-3, rel=0.02)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    constant = LoopConfig(out=Path("x"), steps=100, lr=1.0e-2, lr_end=1.0, warmup=0)
+    assert {learning_rate(step, constant) for step in range(100)} == {1.0e-2}
 
 
 def test_random_numbers_are_a_function_of_position():

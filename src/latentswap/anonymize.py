@@ -214,6 +214,11 @@ class Anonymizer:
         bound: float = ANONYMOUS,
     ) -> None:
         check_keep(keep)
+        if not swapper.networks.encodes:
+            raise UsageError(
+                "The people who stand in are codes of the shipped generator's W space, which this generator does not "
+                "share; anonymise with one that maps z as StyleGAN2-FFHQ at 1024² does."
+            )
         if tries < 1:
             raise UsageError(f"tries is {tries}; at least one stranger has to be tried.")
         self.swapper, self.seed, self.keep, self.replacements = swapper, seed, tuple(keep), replacements

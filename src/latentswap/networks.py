@@ -39,7 +39,7 @@ class Networks:
     iris: IrisNet
     encoder: FeatureEncoder
     encodes: bool = True  # whether the encoder's codes mean anything to the generator
-    mixer: LatentMixer
+    mixer: LatentMixer | None  # None: only for codes, edits and samples
     mean_E: torch.Tensor  # mean identity embedding of generated people: what `centred` subtracts
     shape_model: ShapeModel
 
@@ -66,25 +66,28 @@ def load_networks(
     *,
     generator: str | Path | None = None,
     mixer: str | Path | None = None,
+    mixes: bool = True,
     device: str = "cpu",
     offline: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Networks:
     """The default networks, fetched at first use, or files in place of the generator and the mixer.
 
+    mixes: whether anything is to be swapped; without it a generator of the user's needs no mixer, and has none.
     Raises WeightsError, and UsageError for a mixer that does not fit the generator.
     """
     mine = None if generator is None else load_any(generator)
-    mixing = LatentMixer.load(asset_path("mixer") if mixer is None else Path(mixer))
-    shape = mixing.config.num_ws, mixing.config.w_dim
-    if mine is not None and shape != (mine.num_ws, mine.w_dim):
-        raise UsageError(_misfit(mine, shape, "The shipped mixer" if mixer is None else f"The mixer {mixer}"))
+    mixing = None
+    if mixes or mixer is not None or mine is None:
+        mixing = LatentMixer.load(asset_path("mixer") if mixer is None else Path(mixer))
+        if mine is not None:
+            _check_fit(mine, mixing, "The shipped mixer" if mixer is None else f"The mixer {mixer}")
     shipped, identity, mesh = load_trunks(device=device, offline=offline, progress=progress)
-    if mine is None and shape != (shipped.num_ws, shipped.w_dim):
-        raise UsageError(_misfit(shipped, shape, f"The mixer {mixer}"))
+    if mine is None and mixing is not None:
+        _check_fit(shipped, mixing, f"The mixer {mixer}")
     chosen = shipped if mine is None else mine.to(device)
     shares = mine is None or shares_w_space(chosen, shipped)
-    if mixer is None and not shares:
+    if mixing is not None and mixer is None and not shares:
         raise UsageError("The shipped mixer was trained in another W space than this generator's; give --mixer FILE.")
     population, _ = load_tensors(asset_path("population"), kind="population")
     return Networks(
@@ -95,7 +98,7 @@ def load_networks(
         iris=IrisNet.load(weights_path("mediapipe-iris", offline=offline, progress=progress)).to(device),
         encoder=FeatureEncoder.load(asset_path("encoder")).to(device),
         encodes=shares,
-        mixer=mixing.to(device),
+        mixer=None if mixing is None else mixing.to(device),
         mean_E=population["identity.mean_E"].to(device),
         shape_model=default_shape_model(),
     )
@@ -130,9 +133,13 @@ def shares_w_space(a: MobileStyleGAN | StyleGAN2, b: MobileStyleGAN | StyleGAN2)
     return bool(difference_BD.square().mean() < _SAME_W)
 
 
-def _misfit(generator: MobileStyleGAN | StyleGAN2, shape: tuple[int, int], mixer: str) -> str:
-    return (
-        f"{mixer} mixes codes of {shape[0]} rows × {shape[1]}, and the generator's have {generator.num_ws} × "
+def _check_fit(generator: MobileStyleGAN | StyleGAN2, mixer: LatentMixer, name: str) -> None:
+    """Refuse a mixer whose codes have another shape than the generator's. `name` says which mixer it is."""
+    config = mixer.config
+    if (config.num_ws, config.w_dim) == (generator.num_ws, generator.w_dim):
+        return
+    raise UsageError(
+        f"{name} mixes codes of {config.num_ws} rows × {config.w_dim}, and the generator's have {generator.num_ws} × "
         f"{generator.w_dim}. Give --mixer FILE with a mixer for this generator: a published one "
         "(`latentswap models convert`), or train it (`latentswap train mixer --paper --generator FILE`)."
     )

@@ -82,6 +82,7 @@ class Swapper:
         tuned: str | Path | None = None,
         generator: str | Path | None = None,
         mixer: str | Path | None = None,
+        mixes: bool = True,
         device: str = "cpu",
         offline: bool = False,
         progress: Callable[[int, int, str], None] | None = None,
@@ -92,6 +93,7 @@ class Swapper:
         inversion of its name (`e4e`, `psp`, `restyle`) is `fast` with it. joint: `tune` tunes to the source's
         photograph, too.
         generator, mixer: converted files in place of the shipped networks, the paper's among them (docs/training.md).
+        mixes: False where nothing is swapped: codes, edits and samples of a generator of yours need no mixer.
         Raises UsageError for an unknown method, inversion or device and for networks that do not fit one another,
         WeightsError when networks cannot be had.
         """
@@ -104,7 +106,9 @@ class Swapper:
         if inversion in ("e4e", "psp", "restyle"):
             check_name(published, inversion)
             inversion = "fast"
-        networks = load_networks(generator=generator, mixer=mixer, device=device, offline=offline, progress=progress)
+        networks = load_networks(
+            generator=generator, mixer=mixer, mixes=mixes, device=device, offline=offline, progress=progress
+        )
         if tuned is not None:
             delta = GeneratorDelta.load(tuned, networks.generator)
             networks = replace(networks, generator=delta.apply(networks.generator))

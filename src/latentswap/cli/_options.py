@@ -33,6 +33,12 @@ Encoder = Annotated[
 Tuned = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a generator delta that `invert --inversion tune` wrote")
 ]
+Generator = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="a converted StyleGAN2, in place of the shipped generator")
+]
+Mixer = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="a mixer for it: the published one, converted, or your own")
+]
 Faces = Annotated[str, tyro.conf.arg(help="all | largest | INDEX (0 is the largest) | match:REFERENCE.jpg")]
 Strength = Annotated[float, tyro.conf.arg(help="0 keeps the target's identity, 1 takes the source's")]
 Layers = Annotated[

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import tyro
 
 from latentswap.cli._common import Json
-from latentswap.cli._options import Device, Encoder, Faces, InversionOrEncoder, Offline, Output, check_seed
+from latentswap.cli._options import (
+    Device,
+    Encoder,
+    Faces,
+    Generator,
+    InversionOrEncoder,
+    Mixer,
+    Offline,
+    Output,
+    check_seed,
+)
 from latentswap.cli.swap import check_faces, load, plan, run
 from latentswap.errors import UsageError
 
@@ -25,6 +35,8 @@ def anonymize(
     tries: int = 3,
     inversion: InversionOrEncoder = "refine",
     encoder: Encoder = None,
+    generator: Generator = None,
+    mixer: Mixer = None,
     faces: Faces = "all",
     device: Device = "cpu",
     offline: Offline = False,
@@ -58,7 +70,8 @@ def anonymize(
     check_faces(faces)
     partly = 0
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, encoder=encoder, device=device, offline=offline)
+        networks = {"inversion": inversion, "encoder": encoder, "generator": generator, "mixer": mixer}
+        swapper = load(stack, **networks, device=device, offline=offline)
         job = Anonymizer(swapper, seed=seed, keep=kept, tries=tries)
         if memory is not None and memory.exists():
             job.replacements = Replacements.load(memory, seed=seed, people=len(job.gallery))

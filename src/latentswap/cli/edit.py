@@ -14,6 +14,7 @@ from latentswap.cli._options import (
     Edit,
     Encoder,
     Faces,
+    Generator,
     InversionOrEncoder,
     Offline,
     Output,
@@ -45,6 +46,7 @@ def edit(
     inversion: InversionOrEncoder = "refine",
     encoder: Encoder = None,
     tuned: Tuned = None,
+    generator: Generator = None,
     faces: Faces = "all",
     device: Device = "cpu",
     offline: Offline = False,
@@ -69,7 +71,8 @@ def edit(
     job = _check(inputs, out, sheet=sheet, animate=animate, steps=steps, rows=rows, edits=edits)
     check_faces(faces)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, encoder=encoder, tuned=tuned, device=device, offline=offline)
+        networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
+        swapper = load(stack, **networks, mixes=False, device=device, offline=offline)
         if job.photos is not None:
 
             def work(path: Path, on_step: Any) -> Any:

@@ -7,7 +7,17 @@ from typing import Annotated
 import tyro
 
 from latentswap.cli._common import Json, emit, step_progress
-from latentswap.cli._options import Device, Encoder, Faces, InversionOrEncoder, Offline, Output, Tuned, parse_numbers
+from latentswap.cli._options import (
+    Device,
+    Encoder,
+    Faces,
+    Generator,
+    InversionOrEncoder,
+    Offline,
+    Output,
+    Tuned,
+    parse_numbers,
+)
 from latentswap.cli.swap import check_faces, load
 from latentswap.errors import UsageError
 
@@ -18,6 +28,7 @@ def sample(
     seeds: str = "0-3",
     truncation_psi: float = 0.7,
     codes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    generator: Generator = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -40,7 +51,8 @@ def sample(
     out.mkdir(parents=True, exist_ok=True)
     check_output_path(out / "seed-0000.png")
     with ExitStack() as stack:
-        swapper = load(stack, inversion="fast", device=device, offline=offline)
+        inversion = "fast" if generator is None else "tune"  # nothing is inverted: no encoder has to fit
+        swapper = load(stack, inversion=inversion, generator=generator, mixes=False, device=device, offline=offline)
         from latentswap.pipeline import person
 
         advance = stack.enter_context(step_progress())("sample")
@@ -64,6 +76,7 @@ def invert(
     inversion: InversionOrEncoder = "refine",
     encoder: Encoder = None,
     tuned: Tuned = None,
+    generator: Generator = None,
     faces: Faces = "",
     device: Device = "cpu",
     offline: Offline = False,
@@ -89,7 +102,8 @@ def invert(
         check_output_path(preview)
     check_faces(faces)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, encoder=encoder, tuned=tuned, device=device, offline=offline)
+        networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
+        swapper = load(stack, **networks, mixes=False, device=device, offline=offline)
         advance = stack.enter_context(step_progress())(image.name)
         found = swapper.invert(image, faces=faces or None, on_step=advance)
         found.prepared.save(out)

@@ -15,8 +15,10 @@ from latentswap.cli._options import (
     Edit,
     Encoder,
     Faces,
+    Generator,
     InversionOrEncoder,
     Layers,
+    Mixer,
     Offline,
     Output,
     Strength,
@@ -42,12 +44,8 @@ def swap(
     occluders: Annotated[bool, tyro.conf.arg(help="keep what lies in front of the target's face")] = True,
     joint: Annotated[bool, tyro.conf.arg(help="with tune: tune to SOURCE, too")] = False,
     tuned: Tuned = None,
-    generator: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help="a converted StyleGAN2, in place of the shipped generator")
-    ] = None,
-    mixer: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help="a mixer for it: the published one, converted, or your own")
-    ] = None,
+    generator: Generator = None,
+    mixer: Mixer = None,
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",

@@ -336,7 +336,7 @@ def _train_as_published(
     from latentswap.weights.assets import asset_path
     from latentswap.weights.load import load_tensors
 
-    schedule = LoopConfig(**loop, warmup=0, weight_decay=0.01, log_every=20)
+    schedule = LoopConfig(**loop, lr_end=1.0, warmup=0, weight_decay=0.01, log_every=20)
     training = PaperTraining(**settings, resolution=256 if generator is None else None)
     with ExitStack() as stack:
         drawing, embedder, mesh = load_frozen(stack, device=device, offline=offline)

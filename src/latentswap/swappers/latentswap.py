@@ -116,10 +116,11 @@ class LatentSwap:
 
     def _restored(self, ws_BLD: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
         """A person swapped with themselves: what our encoder lost of them, put back by our mixer; other codes as is."""
-        if self.inverter is not None or not self.networks.mixer.config.identity_dim:
+        mixer = self.networks.mixer
+        if self.inverter is not None or mixer is None or not mixer.config.identity_dim:
             return ws_BLD
         with torch.no_grad():
-            return self.networks.mixer(ws_BLD, ws_BLD, EMPHASIS * embedding_BE)
+            return mixer(ws_BLD, ws_BLD, EMPHASIS * embedding_BE)
 
     def invert(self, crop: Crop, *, config: InvertConfig | None = None, on_step: OnStep = no_progress) -> torch.Tensor:
         """The crop's W+ code [1, L, D]: the encoder's, its identity restored with `fast`, else optimised.
@@ -193,6 +194,8 @@ class LatentSwap:
         swap then takes pose and expression from the picture that the edited code makes.
         """
         nets = self.networks
+        if nets.mixer is None:
+            raise UsageError("These networks were loaded without a mixer (mixes=False), and nothing swaps without one.")
         joint = self.joint and prepared.crop is not None
         for_pivot, for_tuning = self._tuning_steps()
         refining = [] if self.pivotal else [self.refine_config.steps]

@@ -27,7 +27,8 @@ class LoopConfig:
 
     out: Path  # folder of the run
     steps: int = 1000
-    lr: float = 1e-4  # peak; linear warm-up over `warmup` steps, cosine down to a tenth
+    lr: float = 1e-4  # peak; linear warm-up over `warmup` steps, then a cosine down to `lr_end` times it
+    lr_end: float = 0.1  # 1 keeps it constant
     warmup: int = 50
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm
@@ -39,9 +40,15 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more.")
-        if not 0 < self.lr < 1 or self.warmup < 0 or self.weight_decay < 0 or self.clip <= 0:
+        if (
+            not 0 < self.lr < 1
+            or self.warmup < 0
+            or self.weight_decay < 0
+            or self.clip <= 0
+            or not 0 <= self.lr_end <= 1
+        ):
             raise UsageError(
-                "The learning rate lies between 0 and 1, clip above 0, warm-up and weight decay at 0 or more."
+                "Learning rate and lr_end lie between 0 and 1, clip above 0, warm-up and weight decay at 0 or more."
             )
 
 
@@ -83,11 +90,12 @@ class NonFiniteLossError(LatentSwapError):
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear warm-up, then cosine from `lr` to `lr` / 10."""
+    """Linear warm-up, then a cosine from `lr` to `lr_end` · `lr`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+    fall = (1 - config.lr_end) * (1 - math.cos(math.pi * min(1.0, progress))) / 2
+    return config.lr * (1 - fall)
 
 
 def train(trainee: Trainee, config: LoopConfig, on_progress: Callable[[Progress], None] = lambda _: None) -> int:
