@@ -16,6 +16,7 @@ from latentswap.evaluate.pairs import FIRST_SEED, Pair, generated_pairs, parse_s
 from latentswap.evaluate.run import evaluate_pairs
 from latentswap.evaluate.score import Look, Score, Scorer, retrieve
 from latentswap.pipeline import Swapper
+from latentswap.runtime.iris import Eyes
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,10 @@ def test_parts_are_all_of_a_run(tmp_path):
 def test_retrieval_ranks_among_sources_and_strangers(tmp_path):
     def score(number: int, source: tuple[float, ...], result: tuple[float, ...]) -> Score:
         (pair,) = generated_pairs([number], tmp_path)
-        look = Look(
-            affine=np.eye(2, 3), mesh_K3=np.zeros(0), identity={"n": np.array(source)}, geometry=None, thumbnail=b""
-        )
+        nothing = np.zeros(0)
+        eyes = Eyes(gaze_E2=nothing, weight_E=nothing, frames_E23=nothing, lids_EN2=nothing, iris_EN2=nothing)
+        identity = {"n": np.array(source)}
+        look = Look(affine=np.eye(2, 3), mesh_K3=nothing, eyes=eyes, identity=identity, geometry=None, thumbnail=b"")
         return Score(pair=pair, figures={}, source=look, result={"n": np.array(result)}, thumbnails=(b"", b"", b""))
 
     scores = [score(0, (1, 0, 0), (0.9, 0.1, 0.4)), score(1, (0, 1, 0), (0.9, 0.3, 0.5))]
@@ -151,7 +153,7 @@ def test_results_of_others_are_measured_as_they_are(folder, tmp_path, capsys):
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     (row,) = data["pairs"]
-    for name in ("pose", "expression", "landmarks", "eyes", "mouth", "background", "seam"):
+    for name in ("pose", "expression", "landmarks", "eyes", "mouth", "gaze", "background", "seam"):
         assert row[name] == 0, name
     assert row["judge_to_target"] == row["training_to_target"] == 1 and "seconds" not in row
     assert row["judge_to_source"] == row["judge_between"]

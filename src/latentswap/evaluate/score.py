@@ -20,7 +20,9 @@ from latentswap.face.mask import face_mask
 from latentswap.face.select import choose
 from latentswap.media.image import as_image, decode, encode
 from latentswap.pipeline import Swapper, person
+from latentswap.runtime.iris import Eyes, IrisRunner, gaze_error
 from latentswap.swappers.latentswap import to_pixels
+from latentswap.weights.fetch import weights_path
 
 THUMBNAIL = 112
 FIRST_STRANGER = 2_000_000  # seed of the first generated person that fills a gallery up
@@ -40,6 +42,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "landmarks": ("%", "mean distance of the contours of eyes and lips, of the crop's side"),
     "eyes": ("", "difference of the openness of the eyes"),
     "mouth": ("", "difference of the openness of the mouth"),
+    "gaze": ("eye widths", "distance of the directions of gaze, where eyes are open in both"),
     "background": ("levels", "mean difference outside of the face, 0 to 255"),
     "seam": ("levels", "how much steeper the change is across the mask's edge than inside"),
     "seconds": ("s", "time of the swap, the source being prepared"),
@@ -52,6 +55,7 @@ class Look:
 
     affine: np.ndarray  # picture → crop of SIZE
     mesh_K3: np.ndarray  # crop pixels
+    eyes: Eyes
     identity: dict[str, np.ndarray]  # "training" and, with a judge, "judge": unit vectors
     geometry: tuple[np.ndarray, np.ndarray] | None  # angles and expression by the judge
     thumbnail: bytes  # JPEG
@@ -78,6 +82,7 @@ class Scorer:
         if judge is not None:
             self.judges["judge"] = judge
         self.points = MeshPoints(swapper.analyser.mesh_runner)
+        self.iris = IrisRunner(weights_path("mediapipe-iris", offline=True, file="iris_landmark.tflite"))
         self._looks: dict[Path, Look] = {}
         self._last_crop: tuple[Path, np.ndarray] | None = None  # all crops of a run would be too much to keep
         self._read = lru_cache(maxsize=2)(lambda path, role: decode(path, role=role).pixels)
@@ -141,6 +146,9 @@ class Scorer:
         figures["expression"] = measures.expression_error(*meshes)
         figures["landmarks"] = measures.landmark_error(*meshes)
         figures["eyes"], figures["mouth"] = measures.openness_error(*meshes)
+        gaze = gaze_error(result.eyes, target.eyes)
+        if gaze.weight > 0:
+            figures["gaze"] = gaze.direction
         return figures
 
     def _measure(self, crop: np.ndarray, affine: np.ndarray) -> Look:
@@ -148,10 +156,12 @@ class Scorer:
         if isinstance(self.judge, GeometryJudge):
             angles, _, expression = self.judge.geometry(crop)
             geometry = np.asarray(angles), np.asarray(expression)
+        mesh_K3 = self.points.mesh(crop)
         small = cv2.resize(crop, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         return Look(
             affine=affine,
-            mesh_K3=self.points.mesh(crop),
+            mesh_K3=mesh_K3,
+            eyes=self.iris(crop, mesh_K3),
             identity={name: judge.identity(crop) for name, judge in self.judges.items()},
             geometry=geometry,
             thumbnail=encode(as_image(small), ".jpg", quality=75),
