@@ -75,3 +75,25 @@ def swapper():
     from latentswap.pipeline import Swapper
 
     return Swapper.from_pretrained(inversion="fast", offline=True)
+
+
+@pytest.fixture(scope="session")
+def bank_folder(networks, tmp_path_factory) -> Path:
+    """A folder of twenty people to train on: `_train_support.BANK`."""
+    from _train_support import BANK
+
+    from latentswap.train.bank import build_bank
+
+    folder = tmp_path_factory.mktemp("people")
+    build_bank(networks.generator, networks.identity, networks.mesh, folder, BANK)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bank(bank_folder):
+    """The people of `bank_folder`."""
+    from _train_support import BANK
+
+    from latentswap.train.bank import Bank
+
+    return Bank.load(bank_folder, BANK)

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from _train_support import BANK
 
 from latentswap.cli.main import main
 from latentswap.errors import UsageError
@@ -16,7 +17,7 @@ from latentswap.inversion.encoder import FEATURES, EncoderConfig, FeatureEncoder
 from latentswap.seeds import generator_for
 from latentswap.swappers.mixer import LatentMixer, MixerConfig
 from latentswap.train.augment import augment, jpeg
-from latentswap.train.bank import Bank, BankConfig, build_bank, part_path, people
+from latentswap.train.bank import Bank, build_bank, part_path, people
 from latentswap.train.encoder import EncoderTrainee, EncoderTraining
 from latentswap.train.loop import LoopConfig, NonFiniteLossError, learning_rate, train
 from latentswap.train.mixer import MixerTrainee, MixerTraining
@@ -127,21 +128,6 @@ def test_codes_follow_their_configuration(networks):
     assert (mixed[:, 0] != mixed[:, 15]).any(-1).float().mean() > 0.9
     with pytest.raises(UsageError):
         CodeConfig(psi_min=0.9, psi_max=0.1)
-
-
-BANK = BankConfig(people=20, views=2, seed=4)
-
-
-@pytest.fixture(scope="module")
-def bank_folder(networks, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
-    build_bank(networks.generator, networks.identity, networks.mesh, folder, BANK)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bank(bank_folder) -> Bank:
-    return Bank.load(bank_folder, BANK)
 
 
 def test_a_bank_is_a_function_of_seed_and_index(bank, networks):

@@ -39,7 +39,7 @@ def repose(
 
     oval_BN2 = here_BK2[:, list(T.FACE_OVAL)]
     oval_BN2 = torch.lerp(oval_BN2.mean(1, keepdim=True), oval_BN2, _MARGIN)
-    trust_BHW = _even(from_BHW2) * _inside(place_P2, oval_BN2).unflatten(1, (_GRID, _GRID))
+    trust_BHW = _even(from_BHW2) * inside(place_P2, oval_BN2).unflatten(1, (_GRID, _GRID))
     for contour, reach in ((T.RIGHT_EYE, 0.3), (T.LEFT_EYE, 0.3), (T.INNER_LIPS, 0.5)):
         trust_BHW = trust_BHW * (1 - _spot(place_P2, here_BK2[:, list(contour)], reach).unflatten(1, (_GRID, _GRID)))
 
@@ -64,7 +64,7 @@ def _even(from_BHW2: torch.Tensor) -> torch.Tensor:
     return ((ratio - 0.3) / 0.4).clamp(0, 1)
 
 
-def _inside(place_P2: torch.Tensor, polygon_BN2: torch.Tensor) -> torch.Tensor:
+def inside(place_P2: torch.Tensor, polygon_BN2: torch.Tensor) -> torch.Tensor:
     """1 for places inside of closed polygons, by the even-odd rule: [B, P]."""
     a_BN1, b_BN1 = polygon_BN2[:, :, None], polygon_BN2.roll(-1, 1)[:, :, None]
     px, py = place_P2[:, 0], place_P2[:, 1]

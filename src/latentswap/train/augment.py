@@ -27,7 +27,7 @@ _TO_YCC = ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.081
 def augment(img_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Crops as a camera, a detector and a compressor would have left them. Keeps the shape."""
     x = misalign(img_BCHW, random)
-    x = torch.stack([_in_front(picture, random) for picture in x])
+    x = torch.stack([in_front(picture, random) for picture in x])
     x = torch.stack([_soften(picture, random) for picture in x])
     x = x * _draw(x, random, 0.8, 1.2) * _draw(x, random, 0.93, 1.07, 3)
     x = x + _draw(x, random, -0.15, 0.15) + _draw(x, random, -0.05, 0.05, 3)
@@ -82,7 +82,7 @@ def _compress(img_CHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return jpeg(img_CHW, quality) if quality <= 98 else img_CHW
 
 
-def _in_front(img_CHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def in_front(img_CHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """In one picture of five a patch of some colour and texture, in one of eight a pair of glasses."""
     size = img_CHW.shape[-1]
     line = (torch.arange(size) + 0.5) / size

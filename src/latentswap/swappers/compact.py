@@ -1,0 +1,175 @@
+"""A compact network of SimSwap's kind (Chen et al., arXiv 2106.06340): encoder, nine ID blocks, decoder, at 224².
+
+As in the paper an encoder of the target's picture, an ID Injection Module (AdaIN, Huang and Belongie, arXiv 1703.06868,
+from the identity embedding) and a decoder. Unlike it: depthwise-separable convolutions; the first and last layers fold
+2 × 2 pixels into channels; two skip connections; and the decoder also says, per pixel, how much is new. What is not
+comes from the target unchanged.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentswap.errors import UsageError, WeightsError
+from latentswap.identity.dlib_resnet import CHIP_CENTRE, chip
+from latentswap.shape.mesh import MeshNet, crop_mesh
+from latentswap.shape.topology import MESH_SIZE
+from latentswap.weights.header import read_header
+from latentswap.weights.load import half_matrices, load_into, save_tensors
+
+KIND = "swapper/compact"
+SIZE = 224  # side of what the shipped network was trained on
+
+# Where the network looks in an FFHQ-aligned crop, in crop fractions: the face with a little around it.
+INNER_X, INNER_Y, INNER_SIDE = 28 / 256, 48 / 256, 200 / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactConfig:
+    """Channels at a half, a quarter and an eighth of the picture's side, ID blocks, width of the identity's layers."""
+
+    widths: tuple[int, int, int] = (64, 160, 320)
+    blocks: int = 9
+    identity_dim: int = 128
+    style: int = 512
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if len(self.widths) != 3 or not all(4 <= n <= 1024 for n in self.widths):
+            raise UsageError(f"Widths {self.widths} are out of range: three of 4 to 1024.")
+        if not 1 <= self.blocks <= 32 or not 1 <= self.identity_dim <= 4096 or not 4 <= self.style <= 4096:
+            raise UsageError(f"{self} is out of range (1–32 blocks, embeddings of 1–4096, style of 4–4096).")
+
+
+class Separable(nn.Sequential):
+    """Depthwise 3 × 3, pointwise, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
+
+
+class AdaIN(nn.Module):
+    """Instance normalisation, then (1 + γ) x + β, γ and β from the identity: features [B, C, H, W], style [B, S]."""
+
+    def __init__(self, channels: int, style: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(style, 2 * channels)
+
+    def forward(self, x_BCHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
+        gain_BC11, shift_BC11 = self.linear(style_BS)[:, :, None, None].chunk(2, 1)
+        # Means of what is there and of its square: twice as fast as torch's own variance where channels come last.
+        apart_BCHW = x_BCHW - x_BCHW.mean((2, 3), keepdim=True)
+        deviation_BC11 = (apart_BCHW.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+        return apart_BCHW * ((1 + gain_BC11) / deviation_BC11) + shift_BC11
+
+
+class IDBlock(nn.Module):
+    """The ID block of SimSwap with separable convolutions: two of them, each followed by AdaIN, around a residual."""
+
+    def __init__(self, channels: int, style: int) -> None:
+        super().__init__()
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) for _ in range(2)
+        )
+        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(2))
+        self.adain = nn.ModuleList(AdaIN(channels, style) for _ in range(2))
+
+    def forward(self, x_BCHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
+        y_BCHW = self.adain[0](self.pointwise[0](self.depthwise[0](x_BCHW)), style_BS)
+        return x_BCHW + self.adain[1](self.pointwise[1](self.depthwise[1](F.relu(y_BCHW))), style_BS)
+
+
+class CompactSwap(nn.Module):
+    """Target crops [B, 3, H, W] in [-1, 1], sides multiples of 8, and embeddings [B, E] of unit length → swapped."""
+
+    def __init__(self, config: CompactConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CompactConfig()
+        half, quarter, eighth = config.widths
+        self.embed = nn.Sequential(
+            nn.Linear(config.identity_dim, config.style), nn.ReLU(), nn.Linear(config.style, config.style), nn.ReLU()
+        )
+        self.stem = nn.Sequential(nn.Conv2d(12, half, 3, 1, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
+        self.down1 = nn.Sequential(Separable(half, quarter, stride=2), Separable(quarter, quarter))
+        self.down2 = nn.Sequential(Separable(quarter, eighth, stride=2), Separable(eighth, eighth))
+        self.blocks = nn.ModuleList(IDBlock(eighth, config.style) for _ in range(config.blocks))
+        self.narrow2, self.narrow1 = nn.Conv2d(eighth, quarter, 1), nn.Conv2d(quarter, half, 1)
+        self.up2 = nn.Sequential(Separable(2 * quarter, quarter), Separable(quarter, quarter))
+        self.up1 = nn.Sequential(Separable(2 * half, half), Separable(half, half))
+        self.last = nn.Conv2d(half + 12, 16, 3, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, img_BCHW: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
+        fresh_BCHW, share_B1HW = self.layers(img_BCHW, embedding_BE)
+        return torch.lerp(img_BCHW, fresh_BCHW, share_B1HW)
+
+    def layers(self, img_BCHW: torch.Tensor, embedding_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The new face [B, 3, H, W] in [-1, 1] and its share of every pixel [B, 1, H, W] in 0…1."""
+        style_BS = self.embed(embedding_BE * self.config.identity_dim**0.5)
+        folded_BCHW = F.pixel_unshuffle(img_BCHW, 2)
+        half_BCHW = self.stem(folded_BCHW)
+        quarter_BCHW = self.down1(half_BCHW)
+        x_BCHW = self.down2(quarter_BCHW)
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW, style_BS)
+        x_BCHW = self.up2(torch.cat([_double(self.narrow2(x_BCHW)), quarter_BCHW], 1))
+        x_BCHW = self.up1(torch.cat([_double(self.narrow1(x_BCHW)), half_BCHW], 1))
+        out_BCHW = F.pixel_shuffle(self.last(torch.cat([x_BCHW, folded_BCHW], 1)), 2).to(img_BCHW.dtype)
+        return (img_BCHW + 2 * torch.tanh(out_BCHW[:, :3])).clamp(-1, 1), torch.sigmoid(out_BCHW[:, 3:])
+
+    def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
+        """Write weights (float16 matrices) with the configuration and a training summary as metadata."""
+        metadata = {"kind": KIND, "config": json.dumps(asdict(self.config)), "training": json.dumps(summary)}
+        save_tensors(path, half_matrices(self), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CompactSwap":
+        """The frozen network. Raises WeightsError for any other file."""
+        try:
+            config = CompactConfig(**json.loads(read_header(Path(path)).metadata["config"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{path} does not describe a compact network: {error!r:.300}") from error
+        network = cls(config)
+        load_into(network, Path(path), kind=KIND)
+        return network.eval().requires_grad_(False)
+
+
+def inner(img_BCHW: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+    """The square that the network works on, out of FFHQ-aligned crops [B, 3, S, S], S a multiple of 64."""
+    side = img_BCHW.shape[-1]
+    x, y, length = round(side * INNER_X), round(side * INNER_Y), round(side * INNER_SIDE)
+    square_BCHW = img_BCHW[:, :, y : y + length, x : x + length]
+    if length == size:
+        return square_BCHW
+    return F.interpolate(square_BCHW, size=size, mode="bilinear", align_corners=False, antialias=length > size)
+
+
+def inner_chip(img_BCHW: torch.Tensor) -> torch.Tensor:
+    """`identity.dlib_resnet.chip` of what `inner` cut: [B, 3, 150, 150] in 0…255, differentiable."""
+    x, y = ((c - start) / INNER_SIDE - c for c, start in zip(CHIP_CENTRE, (INNER_X, INNER_Y), strict=True))
+    shift_4 = img_BCHW.new_tensor((x, y, -math.log(INNER_SIDE), 0.0))
+    return chip(img_BCHW, shift_4.expand(len(img_BCHW), -1))
+
+
+def inner_mesh(net: MeshNet, img_BCHW: torch.Tensor) -> torch.Tensor:
+    """`shape.mesh.crop_mesh` of what `inner` cut: [B, 468, 3] in fractions of the whole crop, differentiable."""
+    left, top, side = (round(MESH_SIZE * part) for part in (INNER_X, INNER_Y, INNER_SIDE))
+    small_BCHW = F.interpolate(img_BCHW, size=side, mode="bilinear", align_corners=False, antialias=True)
+    around = (left, MESH_SIZE - side - left, top, MESH_SIZE - side - top)
+    return crop_mesh(net, F.pad(small_BCHW, around, mode="replicate"))
+
+
+def _double(x_BCHW: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x_BCHW, scale_factor=2.0, mode="bilinear", align_corners=False)
