@@ -22,7 +22,7 @@ from latentswap.cli._training import (
     load_frozen,
     run,
 )
-from latentswap.cli.train_simswap import train_lessons, train_simswap
+from latentswap.cli.train_simswap import train_identities, train_lessons, train_simswap
 from latentswap.errors import UsageError
 
 
@@ -368,5 +368,6 @@ COMMANDS = {
     "encoder": train_encoder,
     "mixer": train_mixer,
     "lessons": train_lessons,
+    "identities": train_identities,
     "simswap": train_simswap,
 }

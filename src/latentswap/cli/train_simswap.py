@@ -18,6 +18,7 @@ from latentswap.cli._training import (
     run,
     share_among_processes,
 )
+from latentswap.errors import UsageError
 
 LessonsFolder = Annotated[
     Path | None,
@@ -58,6 +59,60 @@ def train_lessons(
         else:
             share_among_processes(_lessons_share, (out, folder, config, people_config), workers)
     print(out)
+
+
+def train_identities(
+    root: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE", help="a .safetensors file")],
+    size: int = 256,
+    skip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    offline: Offline = False,
+) -> None:
+    """Align a folder of people (ROOT/PERSON/*.jpg, pictures of any size), once, for `train simswap --identities`.
+
+    Args:
+        root: A folder with a folder of pictures for every person, two or more of each.
+        size: Side of the aligned faces.
+        skip: Leave out pictures and people that cannot be used; without it they are an error that lists them.
+    """
+    if not 64 <= size <= 1024 or size % 32:
+        raise UsageError(f"--size is {size}; it is a multiple of 32 from 64 to 1024.")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"-o {out}: the faces are written to one .safetensors file.")
+    import sys
+
+    from latentswap.media.image import PICTURE_SUFFIXES
+    from latentswap.train.identities import read_identities
+
+    with ExitStack() as stack:
+        cutter = face_cutter(size, offline=offline)
+        advance = stack.enter_context(step_progress())("pictures")
+        found, problems = read_identities(root, cutter, PICTURE_SUFFIXES, skip=skip, on_item=advance)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found.save(out, alignment="ffhq")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    print(f"{out}: {len(found)} pictures of {found.people} people")
+
+
+def face_cutter(size: int, *, offline: bool) -> Any:
+    """Picture file → its one face, FFHQ-aligned, uint8 [3, size, size] (`train.identities.Cut`)."""
+    import torch
+
+    from latentswap.face.align import cut_face
+    from latentswap.face.analyse import FaceAnalyser
+    from latentswap.face.select import choose
+    from latentswap.media.image import decode
+
+    analyser = FaceAnalyser.load(offline=offline)
+
+    def work(path: Path) -> torch.Tensor:
+        pixels = decode(path, role="SOURCE").pixels
+        (face,) = choose(analyser(pixels), None, role="SOURCE", name=path.name)
+        return torch.from_numpy(cut_face(pixels, face.mesh_K3, size).pixels).permute(2, 0, 1).contiguous()
+
+    return work
 
 
 def train_simswap(
