@@ -7,7 +7,6 @@ compute in bfloat16, with errors that can be seen.
 
 import contextlib
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 import openvino as ov
 import torch
 
-from latentswap.errors import ResourceError
 from latentswap.generators.mobile import MobileStyleGAN, SeparableConv
 from latentswap.generators.stylegan2 import StyleGAN2
+from latentswap.runtime.exported import exported
 
 _EXPORT_VERSION = 1  # raise when the exported graph changes
 
@@ -85,23 +84,7 @@ def export(generator: Exportable) -> ov.Model:
 def _exported(generator: Exportable, cache_dir: Path) -> Path | None:
     """The exported network in the cache, made if absent; None where the cache cannot be written."""
     folder = cache_dir / f"generator-{_fingerprint(generator)}-{ov.__version__.split('-')[0]}-{_EXPORT_VERSION}"
-    path = folder / "synthesis.xml"
-    if path.exists():
-        return path
-    part = folder / f"part-{os.getpid()}"
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        ov.save_model(export(generator), part / "synthesis.xml", compress_to_fp16=False)
-        for name in ("synthesis.bin", "synthesis.xml"):  # the xml last: its presence says that both are whole
-            os.replace(part / name, folder / name)
-        part.rmdir()
-    except OSError as error:
-        if path.exists():
-            return path
-        if isinstance(error, PermissionError) or error.errno == 30:  # read-only
-            return None
-        raise ResourceError(f"The exported network could not be written to {folder}: {error.strerror}.") from error
-    return path
+    return exported(folder, "synthesis", lambda: export(generator))
 
 
 def _fingerprint(generator: Exportable) -> str:
