@@ -1,6 +1,13 @@
 """SimSwap's published files in miniature: names and shapes of its networks, written from their specification."""
 
-from _convert_support import Shapes, _norm
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _convert_support import Shapes, _norm, upstream_modules
+from torch import nn
 
 # The stages of each variant: number in the name, channels before and after, as shares of the ID blocks' width.
 STAGES = {
@@ -59,3 +66,78 @@ def arcface_shapes(
             c_in = c
     shapes |= {**_norm("bn2", c_in), "fc.weight": (embedding, c_in * 49), "fc.bias": (embedding,)}
     return shapes | _norm("bn3", embedding)
+
+
+class ResNet(nn.Module):
+    pass
+
+
+class IRBlock(nn.Module):
+    pass
+
+
+class SEBlock(nn.Module):
+    pass
+
+
+class ArcMarginModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5, 3))
+
+
+def _leaf(state: dict[str, torch.Tensor], spatial: bool) -> nn.Module:
+    weight = state["weight"]
+    if "running_mean" in state:
+        made: nn.Module = (nn.BatchNorm2d if spatial else nn.BatchNorm1d)(len(weight))
+    elif weight.ndim == 4:
+        made = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=False)
+    else:
+        made = nn.PReLU() if weight.ndim == 1 else nn.Linear(weight.shape[1], weight.shape[0])
+    made.load_state_dict(state)
+    return made
+
+
+def arcface_module(state: dict[str, torch.Tensor], name: str = "") -> nn.Module:
+    """The tree of modules that the state dictionary is of, with upstream's classes."""
+    prefix = name + "." if name else ""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "weight" in inside:
+        return _leaf(inside, name != "bn3")
+    last = name.rpartition(".")[2]
+    block = last.isdecimal() and name.startswith("layer")
+    module = IRBlock() if block else SEBlock() if last == "se" else nn.Sequential() if name else ResNet()
+    for child in dict.fromkeys(key.partition(".")[0] for key in inside):
+        module.add_module(child, arcface_module(state, prefix + child))
+    if not name:
+        module.add_module("dropout", nn.Dropout())
+    return module.eval()
+
+
+def save_arcface(
+    state: dict[str, torch.Tensor], path: Path, *, zipped: bool, parallel: bool = False, carried: Any = None
+) -> Path:
+    """arcface_checkpoint.tar: the module itself, or as the older file the whole state of a training run.
+
+    carried: one more attribute of the module.
+    """
+    classes = {made.__name__: made for made in (ResNet, IRBlock, SEBlock)}
+    with upstream_modules(models__arcface_models=classes, models={"ArcMarginModel": ArcMarginModel}):
+        module = arcface_module(state)
+        if carried is not None:
+            module.__dict__["carried"] = carried
+        value: Any = module
+        if parallel:
+            optimiser = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+            for parameter in module.parameters():
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            value = {
+                "epoch": 7,
+                "epochs_since_improvement": 0,
+                "acc": np.float64(0.99),
+                "model": nn.DataParallel(module),
+            }
+            value |= {"metric_fc": nn.DataParallel(ArcMarginModel()), "optimizer": optimiser}
+        with warnings.catch_warnings(action="ignore"):  # torch cannot find the classes' source code
+            torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    return path

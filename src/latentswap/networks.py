@@ -10,8 +10,9 @@ from latentswap.errors import UsageError, WeightsError
 from latentswap.generators.load import load_generator
 from latentswap.generators.mobile import MobileStyleGAN
 from latentswap.generators.stylegan2 import StyleGAN2
-from latentswap.identity import arcface, smoothswap
+from latentswap.identity import arcface, arcface_se, smoothswap
 from latentswap.identity.arcface import IRSE50, IResNet, load_arcface
+from latentswap.identity.arcface_se import ArcFaceSE
 from latentswap.identity.dlib_resnet import DlibResNet
 from latentswap.identity.smoothswap import SmoothSwapEmbedder
 from latentswap.inversion.encoder import FeatureEncoder
@@ -111,10 +112,11 @@ def load_any(path: str | Path) -> MobileStyleGAN | StyleGAN2:
     return generator
 
 
-def load_identity(path: str | Path) -> SmoothSwapEmbedder | IRSE50 | IResNet:
+def load_identity(path: str | Path) -> SmoothSwapEmbedder | IRSE50 | IResNet | ArcFaceSE:
     """The frozen identity network in the file at `path`: Smooth-Swap's or an ArcFace. Raises WeightsError."""
     kind = read_header(Path(path)).metadata.get("kind", "weights of an unstated kind")
-    loaders = {smoothswap.KIND: SmoothSwapEmbedder.load, arcface.KIND: load_arcface}
+    loaders: dict[str, Callable[..., SmoothSwapEmbedder | IRSE50 | IResNet | ArcFaceSE]]
+    loaders = {smoothswap.KIND: SmoothSwapEmbedder.load, arcface.KIND: load_arcface, arcface_se.KIND: ArcFaceSE.load}
     if kind not in loaders:
         raise WeightsError(f"{path} holds {kind}, where an identity network is needed: {' or '.join(loaders)}")
     return loaders[kind](path)

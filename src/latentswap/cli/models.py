@@ -4,7 +4,7 @@ import math
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -73,6 +73,7 @@ def convert_model(
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="OUT")] = None,
     kind: Annotated[str | None, tyro.conf.arg(name="as", metavar="KIND")] = None,
+    variant: Literal["legacy224", "legacy512", "fix", "fix_deep"] | None = None,
     json: Json = False,
 ) -> None:
     """Convert a published checkpoint to safetensors. It is read in a process of its own, and nothing in it is run.
@@ -81,8 +82,10 @@ def convert_model(
         file: The published file (docs/models.md lists them).
         output: The file to write. A second network in FILE goes beside it, its name extended. (default: beside FILE)
         kind: Convert only the network of this kind, such as inverter/psp.
+        variant: Which of SimSwap's generators FILE holds, where it cannot tell itself (docs/simswap.md).
     """
-    data = [{"kind": made.kind, "path": str(made.path)} for made in convert(file, output, kind=kind)]
+    networks = convert(file, output, kind=kind, variant=variant)
+    data = [{"kind": made.kind, "path": str(made.path)} for made in networks]
     emit(data, table([(d["kind"], d["path"]) for d in data]), as_json=json)
 
 
@@ -141,7 +144,9 @@ def _describe_foreign(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{error} (it is not a safetensors file)") from error
     data = {"path": str(path), "bytes": path.stat().st_size, **found}
     if "networks" in found:
-        data["convert"] = f"latentswap models convert {shlex.quote(str(path))}"
+        several = [n["variant"] for n in found["networks"] if " or " in n.get("variant", "")]
+        chosen = f" --variant {'|'.join(several[0].split(' or '))}" if several else ""
+        data["convert"] = f"latentswap models convert {shlex.quote(str(path))}{chosen}"
     return data
 
 

@@ -1,11 +1,11 @@
 """What a foreign file is: its container by its first bytes, its family by the names inside. Both tables are closed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from latentswap.errors import WeightsError
+from latentswap.errors import UsageError, WeightsError
 from latentswap.weights.convert import (
     arcface,
     bfm,
@@ -15,6 +15,7 @@ from latentswap.weights.convert import (
     psp,
     resnet50,
     rosinality,
+    simswap,
     tensorflow,
     torch_file,
 )
@@ -22,6 +23,7 @@ from latentswap.weights.convert.tensors import Network
 from latentswap.weights.convert.unpickle import Window, read_pickle
 from latentswap.weights.header import MAX_FILE_BYTES
 
+_SIMSWAP = "CC BY-NC 4.0 (repository); the generators' code: CC BY-NC-SA 4.0"
 _NVIDIA = "NVIDIA Source Code License, non-commercial; trained on FFHQ (CC BY-NC-SA 4.0)"
 
 
@@ -78,6 +80,27 @@ FAMILIES: dict[str, Family] = {
         licence="non-commercial research",
         matches=arcface.matches_iresnet,
         convert=arcface.convert_iresnet,
+    ),
+    "simswap": Family(
+        title="SimSwap, generator",
+        published="neuralchen/SimSwap",
+        licence=_SIMSWAP,
+        matches=simswap.matches_generator,
+        convert=simswap.convert_generator,
+    ),
+    "simswap-discriminator": Family(
+        title="SimSwap, one scale of the discriminator",
+        published="neuralchen/SimSwap",
+        licence=_SIMSWAP,
+        matches=simswap.matches_discriminator,
+        convert=simswap.convert_discriminator,
+    ),
+    "simswap-arcface": Family(
+        title="SimSwap's ArcFace, a pickled module",
+        published="neuralchen/SimSwap (arcface_checkpoint.tar), after foamliu/InsightFace-v2",
+        licence="not stated for the weights; the repository is " + _SIMSWAP,
+        matches=simswap.matches_arcface,
+        convert=simswap.convert_arcface,
     ),
     "latentswap": Family(
         title="LatentSwap's latent mixer",
@@ -183,6 +206,28 @@ def convert(found: Found, kind: str | None = None) -> list[Network]:
     if not chosen:
         raise WeightsError(f"it holds {', '.join(network.kind for network in networks)}, and no {kind[:40]!r}")
     return chosen
+
+
+def settle(networks: list[Network], variant: str | None) -> list[Network]:
+    """The networks with the variant in their configurations: the one that the file shows, or the one that is given.
+
+    Raises UsageError where the file cannot tell and none is given, and for one that the file cannot be.
+    """
+    if variant is not None and not any(network.variants for network in networks):
+        raise UsageError("there are no variants of what it holds; leave --variant out")
+    settled = []
+    for network in networks:
+        possible = network.variants
+        if variant is not None and possible and variant not in possible:
+            raise UsageError(f"it is not {variant}: its tensors are those of {' or '.join(possible)}")
+        if variant is None and len(possible) > 1:
+            raise UsageError(
+                f"it is {' or '.join(possible)}, which differ in nothing that the file shows; give --variant. "
+                "SimSwap's released latest_net_G.pth is legacy224; what its train.py wrote is fix"
+            )
+        chosen = {"variant": variant or possible[0]} if possible else {}
+        settled.append(replace(network, config={**network.config, **chosen}))
+    return settled
 
 
 def describe(value: object) -> str:

@@ -17,10 +17,12 @@ from typing import Any
 import latentswap
 from latentswap.errors import ResourceError, UsageError, WeightsError
 from latentswap.media.atomic import check_destination
+from latentswap.weights.convert.simswap import VARIANTS
 from latentswap.weights.files import resource_error
 
 _MAX_REPORT_BYTES = 1 << 20
 _SECONDS = 1800
+_ERRORS = {"ResourceError": ResourceError, "UsageError": UsageError}  # of the other process; any other: WeightsError
 
 # Kind → (module, configuration class or None where there is one size, what builds the network). Closed.
 NETWORKS: dict[str, tuple[str, str | None, str]] = {
@@ -29,6 +31,9 @@ NETWORKS: dict[str, tuple[str, str | None, str]] = {
     "inverter/psp": ("latentswap.inversion.psp", "PspConfig", "PspEncoder"),
     "identity/arcface": ("latentswap.identity.arcface", "ArcFaceConfig", "build_arcface"),
     "identity/smoothswap": ("latentswap.identity.smoothswap", "SmoothSwapConfig", "SmoothSwapEmbedder"),
+    "identity/arcface-se": ("latentswap.identity.arcface_se", "ArcFaceSEConfig", "ArcFaceSE"),
+    "swapper/simswap": ("latentswap.swappers.simswap", "SimSwapConfig", "SimSwapGenerator"),
+    "discriminator/patchgan": ("latentswap.swappers.patchgan", "PatchGANConfig", "PatchGAN"),
     "shape/deep3d": ("latentswap.shape.deep3d", "Deep3DConfig", "Deep3D"),
     "shape/deep3d-landmarks": ("latentswap.shape.deep3d", None, "LandmarkModel"),
     "mixer": ("latentswap.swappers.mixer", "MixerConfig", "LatentMixer"),
@@ -43,7 +48,9 @@ class Converted:
     path: Path
 
 
-def convert(source: str | Path, output: str | Path | None = None, *, kind: str | None = None) -> list[Converted]:
+def convert(
+    source: str | Path, output: str | Path | None = None, *, kind: str | None = None, variant: str | None = None
+) -> list[Converted]:
     """Convert a published checkpoint to safetensors, one file for each network that it holds.
 
     Args:
@@ -51,22 +58,25 @@ def convert(source: str | Path, output: str | Path | None = None, *, kind: str |
         output: where the first network goes, by default beside `source` with the suffix .safetensors; a second one goes
             beside it, its name extended ("e4e-generator.safetensors").
         kind: convert only the network of this kind, one of NETWORKS.
+        variant: which variant of SimSwap's generator it is, where the file cannot tell.
 
     Raises:
         WeightsError: the file is damaged, hostile or of no known family, or its network is not one that is supported.
-        UsageError: an unknown kind, or an output that cannot be.
+        UsageError: an unknown kind, a variant that is unknown, missing or not the file's, or an output that cannot be.
         ResourceError: the output cannot be written.
     """
     source = Path(source)
     output = source.with_suffix(".safetensors") if output is None else Path(output)
     if kind is not None and kind not in NETWORKS:
         raise UsageError(f"{kind!r} is not a kind of network; there are: {', '.join(NETWORKS)}")
+    if variant is not None and variant not in VARIANTS:
+        raise UsageError(f"{variant!r} is not a variant of SimSwap's generator; there are: {', '.join(VARIANTS)}")
     _check_source(source)
     if output.resolve() == source.resolve():
         raise UsageError(f"{source} would be overwritten; name another file for the OUTPUT")
     check_destination(output)
     with _private_folder(output.parent) as folder:
-        report = _run("convert", source, Path(folder), kind)
+        report = _run("convert", source, Path(folder), kind, variant)
         moves = []
         for i, entry in enumerate(report["written"]):
             made, destination = Path(folder) / f"{i}.safetensors", output.with_stem(output.stem + entry["suffix"])
@@ -106,9 +116,9 @@ def _private_folder(parent: Path | None) -> "tempfile.TemporaryDirectory[str]":
         raise resource_error(error, parent or Path(tempfile.gettempdir())) from error
 
 
-def _run(action: str, source: Path, folder: Path, kind: str | None) -> dict[str, Any]:
+def _run(action: str, source: Path, folder: Path, kind: str | None, variant: str | None = None) -> dict[str, Any]:
     command = [sys.executable, "-P", "-s", "-m", "latentswap.weights.convert.worker"]
-    command += [action, str(source.absolute()), str(folder.absolute())] + ([kind] if kind else [])
+    command += [action, str(source.absolute()), str(folder.absolute()), kind or "", variant or ""]
     environment = {
         "PYTHONPATH": str(Path(latentswap.__file__).parent.parent),
         "OPENBLAS_NUM_THREADS": "1",  # its threads would reserve memory, which is limited
@@ -140,7 +150,7 @@ def _run(action: str, source: Path, folder: Path, kind: str | None) -> dict[str,
     for key in report.keys() & {"error", "problem"}:  # these may quote names in the file
         report[key] = "".join(c if c.isprintable() else "?" for c in report[key])
     if "error" in report:
-        raise (ResourceError if report["resource"] else WeightsError)(f"{source}: {report['error']}")
+        raise _ERRORS.get(report["type"], WeightsError)(f"{source}: {report['error']}")
     return report
 
 

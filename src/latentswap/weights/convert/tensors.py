@@ -83,12 +83,16 @@ def view(storage: Storage, offset: Any, shape: Any, stride: Any) -> Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """One network of a file. `config` is what its class is built from; `suffix` tells it from the first in the file."""
+    """One network of a file. `config` is what its class is built from; `suffix` tells it from the first in the file.
+
+    variants: what the configuration's `variant` can be; several where the file cannot tell, and it must be asked for.
+    """
 
     kind: str
     config: dict[str, Any]
     tensors: dict[str, Stored]
     suffix: str = ""
+    variants: tuple[str, ...] = ()
     notes: str = ""
     parameters: int = field(init=False)
 

@@ -87,7 +87,9 @@ def read_stream(source: Window) -> Any:
     sizes: dict[str, tuple[int, int]] = {}  # elements and bytes each, as the value refers to each storage
     starts: dict[str, int] = {}
 
-    def storage(reference: Any) -> Storage:
+    def storage(reference: Any) -> Storage | Name:
+        if isinstance(reference, tuple) and len(reference) == 4 and reference[0] == "module":
+            return _class(reference[1])
         dtype, key, numel = _storage_reference(reference)
 
         def read_bytes(start: int, count: int) -> bytes:
@@ -118,6 +120,13 @@ def read_nested(source: Window) -> Storage:
     value = read_stream(source)
     if not isinstance(value, Storage):
         raise WeightsError("data inside it are not those of a tensor")
+    return value
+
+
+def _class(value: Any) -> Name:
+    """The class in ("module", class, file, source code) of a whole module; the code is never looked at."""
+    if not isinstance(value, Name):
+        raise WeightsError("it refers to something that is not the class of a module")
     return value
 
 

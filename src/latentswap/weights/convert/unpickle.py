@@ -257,7 +257,7 @@ def _exactly(value: Any, kind: type) -> Any:
 
 def _key(value: Any) -> Any:
     """A value that may be a key: hashing anything nested could take for ever."""
-    if isinstance(value, str | int | float | bytes | Name | None):
+    if isinstance(value, str | int | float | bytes | Name | Stored | None):  # an optimiser's keys are tensors
         return value
     raise TypeError
 
@@ -385,8 +385,9 @@ _INERT = re.compile(
     r"|torch\.storage\._load_from_bytes"
     r"|torch\.(storage\.)?\w*Storage"
     r"|torch\.(float|bfloat|int|uint)\d+|torch\.bool|torch\.device"
-    r"|torch\.nn\.(modules|parameter)(\.\w+)+|torch\.optim(\.\w+)+"
+    r"|torch\.nn\.(modules|parallel|parameter)(\.\w+)+|torch\.optim(\.\w+)+"
     r"|(pytorch_lightning|lightning|lightning_fabric|omegaconf)(\.\w+)+"
+    r"|models(\.arcface_models)?\.(ResNet|IRBlock|SEBlock|ArcMarginModel)"
     r"|numpy\.ndarray|argparse\.Namespace|pathlib\.\w*Path|typing\.\w+|_operator\.getitem|collections\.Counter"
     r"|(builtins|__builtin__)\.(int|long|float|str|unicode|bool|object|list|dict|tuple|slice)"
 )

@@ -1,4 +1,6 @@
-"""The process in which foreign files are read: `python -m latentswap.weights.convert.worker ACTION FILE FOLDER [KIND]`.
+"""The process in which foreign files are read.
+
+    python -m latentswap.weights.convert.worker ACTION FILE FOLDER [KIND [VARIANT]]
 
 It gives up rights before it opens the file: memory, processor time and file sizes are bounded, and it can neither
 start programs, nor open connections, nor write outside FOLDER. Its answer is FOLDER/report.json.
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.random  # before the rights are gone
 
-from latentswap.errors import ResourceError, WeightsError
+from latentswap.errors import ResourceError, UsageError, WeightsError
 from latentswap.weights.convert import detect
 from latentswap.weights.convert.tensors import ITEM_BYTES, Network, Stored
 from latentswap.weights.convert.unpickle import shown
@@ -32,17 +34,17 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main(arguments: list[str]) -> int:
-    action, source, folder, *kind = arguments
+    action, source, folder, kind, variant = (*arguments, "", "")[:5]
     path, target = Path(source), Path(folder)
     _give_up_rights(target, path.stat().st_size)
     try:
-        report = _inspect(path) if action == "inspect" else _convert(path, target, kind[0] if kind else None)
-    except (ResourceError, WeightsError) as error:
-        report = {"error": str(error), "resource": isinstance(error, ResourceError)}
+        report = _inspect(path) if action == "inspect" else _convert(path, target, kind or None, variant or None)
+    except (ResourceError, UsageError, WeightsError) as error:
+        report = {"error": str(error), "type": type(error).__name__}
     except MemoryError:
-        report = {"error": "reading it takes more memory than any published checkpoint", "resource": False}
+        report = {"error": "reading it takes more memory than any published checkpoint", "type": "WeightsError"}
     except OSError as error:
-        report = {"error": str(resource_error(error, target)), "resource": True}
+        report = {"error": str(resource_error(error, target)), "type": "ResourceError"}
     (target / "report.json").write_text(json.dumps(report), encoding="utf-8")
     return 0
 
@@ -62,16 +64,17 @@ def _inspect(path: Path) -> dict[str, Any]:
         return report | {
             "networks": [
                 {"kind": n.kind, "config": n.config, "tensors": len(n.tensors), "parameters": n.parameters}
+                | ({"variant": " or ".join(n.variants)} if n.variants else {})
                 for n in networks
             ]
         }
 
 
-def _convert(path: Path, folder: Path, kind: str | None) -> dict[str, Any]:
+def _convert(path: Path, folder: Path, kind: str | None, variant: str | None = None) -> dict[str, Any]:
     with path.open("rb") as file:
         size = path.stat().st_size
         found = detect.read(file, size)
-        networks = _networks(found, kind)
+        networks = detect.settle(_networks(found, kind), variant)
         if sum(tensor.nbytes for network in networks for tensor in network.tensors.values()) > size + _SPARE_BYTES:
             raise WeightsError("its tensors claim more bytes than the file has")
         origin = {
