@@ -23,6 +23,7 @@ from latentswap.cli._training import (
     run,
 )
 from latentswap.cli.train_simswap import train_identities, train_lessons, train_simswap
+from latentswap.cli.train_simswap_gan import train_simswap_gan
 from latentswap.errors import UsageError
 
 
@@ -370,4 +371,5 @@ COMMANDS = {
     "lessons": train_lessons,
     "identities": train_identities,
     "simswap": train_simswap,
+    "simswap-gan": train_simswap_gan,
 }

@@ -62,33 +62,50 @@ def train_lessons(
 
 
 def train_identities(
-    root: Annotated[Path, tyro.conf.Positional],
+    root: Annotated[Path | None, tyro.conf.Positional] = None,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE", help="a .safetensors file")],
+    generated: int = 0,
+    views: int = 6,
     size: int = 256,
     skip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    seed: int = 0,
     offline: Offline = False,
 ) -> None:
     """Align a folder of people (ROOT/PERSON/*.jpg, pictures of any size), once, for `train simswap --identities`.
 
     Args:
         root: A folder with a folder of pictures for every person, two or more of each.
-        size: Side of the aligned faces.
+        generated: In place of a folder: so many people who do not exist.
+        views: With --generated: pictures of each, in several poses, expressions and lights.
+        size: Side of the aligned faces; generated ones have 256.
         skip: Leave out pictures and people that cannot be used; without it they are an error that lists them.
     """
+    check_seed(seed)
     if not 64 <= size <= 1024 or size % 32:
         raise UsageError(f"--size is {size}; it is a multiple of 32 from 64 to 1024.")
     if out.suffix != ".safetensors":
         raise UsageError(f"-o {out}: the faces are written to one .safetensors file.")
+    if (root is None) == (generated == 0):
+        raise UsageError("Give either a folder of people or --generated N.")
+    if generated and (size != 256 or skip):
+        raise UsageError("--size and --skip are for photographs, not for --generated people.")
     import sys
 
+    from latentswap.edit.directions import shipped
     from latentswap.media.image import PICTURE_SUFFIXES
-    from latentswap.train.identities import read_identities
+    from latentswap.train.identities import generated_identities, read_identities
 
+    problems: list[str] = []
     with ExitStack() as stack:
-        cutter = face_cutter(size, offline=offline)
         advance = stack.enter_context(step_progress())("pictures")
-        found, problems = read_identities(root, cutter, PICTURE_SUFFIXES, skip=skip, on_item=advance)
+        if root is not None:
+            cutter = face_cutter(size, offline=offline)
+            found, problems = read_identities(root, cutter, PICTURE_SUFFIXES, skip=skip, on_item=advance)
+        else:
+            generator, _, _ = load_frozen(stack, device="cpu", offline=offline)
+            drawing = half_precision(generator, "cpu")
+            found = generated_identities(drawing, shipped(), generated, views, seed=seed, on_item=advance)
     out.parent.mkdir(parents=True, exist_ok=True)
     found.save(out, alignment="ffhq")
     for problem in problems:
@@ -133,8 +150,8 @@ def train_simswap(
     identity: float = 1.0,
     away: float = 0.3,
     keep: float = 0.2,
-    widths: tuple[int, int, int] = (64, 160, 320),
-    blocks: int = 9,
+    widths: tuple[int, int, int] = (32, 128, 256),
+    blocks: int = 6,
     held_out: int = 64,
     seed: int = 0,
     sample_every: int = 200,
@@ -189,8 +206,9 @@ def train_simswap(
         people_folder, folder = people_from or out / "people", lessons_from or out / "lessons"
         bank = bank_for(stack, people_folder, people_config, device=device, offline=offline)
         build_lessons(stack, folder, people_folder, lessons_config, people_config, device=device, offline=offline)
-        _, embedder, mesh = load_frozen(stack, device=device, offline=offline)
-        trainee = SimSwapTrainee(embedder, mesh, bank, Lessons.load(folder, lessons_config), training)
+        drawing, embedder, mesh = load_frozen(stack, device=device, offline=offline)
+        lessons = Lessons.load(folder, lessons_config)
+        trainee = SimSwapTrainee(half_precision(drawing, device), embedder, mesh, bank, lessons, training)
         losses = run(stack, trainee, loop)
         summary = {"steps": steps, "lr": lr, "people": people, "losses": losses, "held_out": trainee.held_out()}
         trainee.average.save(out / "simswap.safetensors", summary=summary | {"config": trainee.describe()})

@@ -1,9 +1,11 @@
-"""A compact network of SimSwap's kind (Chen et al., arXiv 2106.06340): encoder, nine ID blocks, decoder, at 224².
+"""A compact network of SimSwap's kind (Chen et al., arXiv 2106.06340): encoder, ID blocks, decoder, at 224².
 
 As in the paper an encoder of the target's picture, an ID Injection Module (AdaIN, Huang and Belongie, arXiv 1703.06868,
-from the identity embedding) and a decoder. Unlike it: depthwise-separable convolutions; the first and last layers fold
-2 × 2 pixels into channels; two skip connections; and the decoder also says, per pixel, how much is new. What is not
-comes from the target unchanged.
+from the identity embedding) and a decoder. Unlike it: depthwise-separable convolutions; the first and the last layer
+fold 2 × 2 pixels into channels; two skip connections; and the decoder also says, per pixel, how much is new. What is
+not comes from the target unchanged. And an embedding says who somebody is, not what they look like: the encoder also
+reads a guide, the source's picture bent into the mesh that the swap should have (`shape.repose`), where it can be
+trusted. The identity has the last word where it cannot.
 """
 
 import json
@@ -16,15 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentswap.errors import UsageError, WeightsError
-from latentswap.identity.dlib_resnet import CHIP_CENTRE, chip
+from latentswap.errors import UsageError
+from latentswap.identity.dlib_resnet import CHIP_CENTRE, DlibResNet, centred, chip
+from latentswap.shape.fusion import ShapeModel, fuse
 from latentswap.shape.mesh import MeshNet, crop_mesh
+from latentswap.shape.repose import repose
 from latentswap.shape.topology import MESH_SIZE
-from latentswap.weights.header import read_header
-from latentswap.weights.load import half_matrices, load_into, save_tensors
+from latentswap.weights.described import load_described
+from latentswap.weights.load import half_matrices, save_tensors
 
 KIND = "swapper/compact"
 SIZE = 224  # side of what the shipped network was trained on
+_FOLDED = 4 * (3 + 4)  # channels of target and guide, folded
 
 # Where the network looks in an FFHQ-aligned crop, in crop fractions: the face with a little around it.
 INNER_X, INNER_Y, INNER_SIDE = 28 / 256, 48 / 256, 200 / 256
@@ -34,8 +39,8 @@ INNER_X, INNER_Y, INNER_SIDE = 28 / 256, 48 / 256, 200 / 256
 class CompactConfig:
     """Channels at a half, a quarter and an eighth of the picture's side, ID blocks, width of the identity's layers."""
 
-    widths: tuple[int, int, int] = (64, 160, 320)
-    blocks: int = 9
+    widths: tuple[int, int, int] = (32, 128, 256)
+    blocks: int = 6
     identity_dim: int = 128
     style: int = 512
 
@@ -65,6 +70,10 @@ class AdaIN(nn.Module):
     def __init__(self, channels: int, style: int) -> None:
         super().__init__()
         self.linear = nn.Linear(style, 2 * channels)
+        # Gains and shifts that differ by about one between people: with torch's small ones the identity is not heard,
+        # and training stays with the target's face for a long time.
+        nn.init.normal_(self.linear.weight, std=style**-0.5)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, x_BCHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
         gain_BC11, shift_BC11 = self.linear(style_BS)[:, :, None, None].chunk(2, 1)
@@ -91,7 +100,7 @@ class IDBlock(nn.Module):
 
 
 class CompactSwap(nn.Module):
-    """Target crops [B, 3, H, W] in [-1, 1], sides multiples of 8, and embeddings [B, E] of unit length → swapped."""
+    """Target crops, guides and embeddings → swapped crops; see `forward`."""
 
     def __init__(self, config: CompactConfig | None = None) -> None:
         super().__init__()
@@ -100,25 +109,34 @@ class CompactSwap(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(config.identity_dim, config.style), nn.ReLU(), nn.Linear(config.style, config.style), nn.ReLU()
         )
-        self.stem = nn.Sequential(nn.Conv2d(12, half, 3, 1, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(_FOLDED, half, 3, 1, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
         self.down1 = nn.Sequential(Separable(half, quarter, stride=2), Separable(quarter, quarter))
         self.down2 = nn.Sequential(Separable(quarter, eighth, stride=2), Separable(eighth, eighth))
         self.blocks = nn.ModuleList(IDBlock(eighth, config.style) for _ in range(config.blocks))
         self.narrow2, self.narrow1 = nn.Conv2d(eighth, quarter, 1), nn.Conv2d(quarter, half, 1)
         self.up2 = nn.Sequential(Separable(2 * quarter, quarter), Separable(quarter, quarter))
         self.up1 = nn.Sequential(Separable(2 * half, half), Separable(half, half))
-        self.last = nn.Conv2d(half + 12, 16, 3, 1, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = nn.Conv2d(half + _FOLDED, 16, 3, 1, 1)
+        for layer in self.embed:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for value in self.last.parameters():
+            nn.init.zeros_(value)
 
-    def forward(self, img_BCHW: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
-        fresh_BCHW, share_B1HW = self.layers(img_BCHW, embedding_BE)
+    def forward(self, img_BCHW: torch.Tensor, guide_B4HW: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
+        """Swap: img [B, 3, H, W] in [-1, 1], RGB, sides multiples of 8; guide [B, 4, H, W]: the source's picture in
+        [-1, 1] and how far it can be trusted, 0 to 1; embedding [B, E] of unit length. Returns [B, 3, H, W]."""
+        fresh_BCHW, share_B1HW = self.layers(img_BCHW, guide_B4HW, embedding_BE)
         return torch.lerp(img_BCHW, fresh_BCHW, share_B1HW)
 
-    def layers(self, img_BCHW: torch.Tensor, embedding_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def layers(
+        self, img_BCHW: torch.Tensor, guide_B4HW: torch.Tensor, embedding_BE: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The new face [B, 3, H, W] in [-1, 1] and its share of every pixel [B, 1, H, W] in 0…1."""
         style_BS = self.embed(embedding_BE * self.config.identity_dim**0.5)
-        folded_BCHW = F.pixel_unshuffle(img_BCHW, 2)
+        trust_B1HW = guide_B4HW[:, 3:]
+        seen_BCHW = torch.cat([img_BCHW, guide_B4HW[:, :3] * trust_B1HW, trust_B1HW], 1)
+        folded_BCHW = F.pixel_unshuffle(seen_BCHW, 2)
         half_BCHW = self.stem(folded_BCHW)
         quarter_BCHW = self.down1(half_BCHW)
         x_BCHW = self.down2(quarter_BCHW)
@@ -137,13 +155,17 @@ class CompactSwap(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> "CompactSwap":
         """The frozen network. Raises WeightsError for any other file."""
-        try:
-            config = CompactConfig(**json.loads(read_header(Path(path)).metadata["config"]))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise WeightsError(f"{path} does not describe a compact network: {error!r:.300}") from error
-        network = cls(config)
-        load_into(network, Path(path), kind=KIND)
-        return network.eval().requires_grad_(False)
+        return load_described(path, kind=KIND, config=CompactConfig, build=cls)
+
+
+@torch.no_grad()
+def guide_for(
+    source_BCHW: torch.Tensor, source_BP3: torch.Tensor, target_BP3: torch.Tensor, model: ShapeModel
+) -> torch.Tensor:
+    """Source crops [B, 3, S, S] bent to the fused meshes (the source's shape, the target's pose and expression), and
+    how far each pixel can be trusted: [B, 4, S, S]. Meshes [B, 468, 3] in crop fractions."""
+    fused_BP3 = fuse(source_BP3.cpu(), target_BP3.cpu(), model).to(source_BP3)
+    return torch.cat(repose(source_BCHW, source_BP3, fused_BP3), 1)
 
 
 def inner(img_BCHW: torch.Tensor, size: int = SIZE) -> torch.Tensor:
@@ -161,6 +183,22 @@ def inner_chip(img_BCHW: torch.Tensor) -> torch.Tensor:
     x, y = ((c - start) / INNER_SIDE - c for c, start in zip(CHIP_CENTRE, (INNER_X, INNER_Y), strict=True))
     shift_4 = img_BCHW.new_tensor((x, y, -math.log(INNER_SIDE), 0.0))
     return chip(img_BCHW, shift_4.expand(len(img_BCHW), -1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InnerDlib:
+    """The shipped identity network on what `inner` cut, as an `identity.base.IdentityNetwork`."""
+
+    network: DlibResNet
+    mean_E: torch.Tensor
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.network.embedding_dim
+
+    def embed(self, img_BCHW: torch.Tensor) -> torch.Tensor:
+        """Squares [B, 3, S, S] in [-1, 1] → embeddings [B, 128], centred, of unit length."""
+        return centred(self.network(inner_chip(img_BCHW)), self.mean_E)
 
 
 def inner_mesh(net: MeshNet, img_BCHW: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ one another, or fit and mean another colour space: `VARIANTS` says what each tak
 [-1, 1] RGB whatever the variant.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from torch import nn
 from latentswap.errors import UsageError
 from latentswap.identity.imagenet import normalised, restored
 from latentswap.weights.described import load_described
+from latentswap.weights.load import half_matrices, save_tensors
 
 KIND = "swapper/simswap"
 Variant = Literal["legacy224", "legacy512", "fix", "fix_deep"]
@@ -173,6 +175,11 @@ class SimSwapGenerator(nn.Module):
         """The frozen network from its converted weights, convolutions laid out for the CPU. Raises WeightsError."""
         network = load_described(path, kind=KIND, config=SimSwapConfig, build=cls)
         return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def save(self, path: str | Path, *, summary: Mapping[str, object]) -> None:
+        """Write weights (float16 matrices) with the configuration and a training summary as metadata."""
+        metadata = {"kind": KIND, "config": json.dumps(asdict(self.config)), "training": json.dumps(summary)}
+        save_tensors(path, half_matrices(self), metadata)
 
     def forward(self, img_BCHW: torch.Tensor, id_BE: torch.Tensor) -> torch.Tensor:
         """Swap: img [B, 3, H, W] in [-1, 1], RGB, sides multiples of 32 up to 1024; id [B, E] of unit length.

@@ -1,7 +1,8 @@
 """Photographs of many people, several of each, as SimSwap is trained on: aligned once, kept as one file.
 
 The folder is the published one: `root/person/*.jpg`, any sizes. Every picture is decoded, its face found and cut out by
-the project's own alignment; what training reads afterwards needs no decoder and no detector.
+the project's own alignment; what training reads afterwards needs no decoder and no detector. Generated people, in
+several poses, expressions and lights, can take the photographs' place.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from latentswap.errors import BadInputError, LatentSwapError
+from latentswap.edit.directions import Direction
+from latentswap.errors import BadInputError, LatentSwapError, UsageError
+from latentswap.generators.base import Generator
+from latentswap.inversion.optimise import COLOUR_ROWS
+from latentswap.seeds import generator_for
+from latentswap.train.sample import BROADCAST, CodeConfig, sample_codes
+from latentswap.train.taught import LessonsConfig, move, to_bytes
 from latentswap.weights.load import load_tensors, save_tensors
 
 KIND = "identities"
@@ -91,6 +98,36 @@ def read_identities(
         raise BadInputError(_listed(root, [*problems, f"{len(kept)} people can be used, and training needs two"]))
     person_N = torch.cat([torch.full((len(faces),), k) for k, faces in enumerate(kept)])
     return Identities(picture_N3HW=torch.cat(kept), person_N=person_N), problems
+
+
+@torch.no_grad()
+def generated_identities(
+    generator: Generator,
+    directions: dict[str, Direction],
+    people: int,
+    views: int,
+    *,
+    seed: int = 0,
+    on_item: Callable[[int, int], None] = lambda done, total: None,
+) -> Identities:
+    """People who do not exist, `views` pictures of each at 256²: moved along directions, lit and coloured otherwise.
+
+    Person p is a function of (seed, p). Raises UsageError for fewer than two people or views.
+    """
+    if people < FEWEST or views < FEWEST:
+        raise UsageError(f"{people} people with {views} pictures each: training needs at least two of both.")
+    pictures = []
+    moves = LessonsConfig(moved=1.0)
+    for person in range(people):
+        random = generator_for(seed, person, stream=14)
+        code_BLD = sample_codes(generator, 1, random, CodeConfig(jitter=0.1))
+        codes_BLD = move(code_BLD.expand(views, -1, -1), directions, random, moves)
+        other_BLD = sample_codes(generator, views, random, BROADCAST)
+        codes_BLD[:, COLOUR_ROWS:] = torch.lerp(codes_BLD[:, COLOUR_ROWS:], other_BLD[:, COLOUR_ROWS:], 0.4)
+        pictures.append(to_bytes(generator.synthesis(codes_BLD, resolution=256)).cpu())
+        on_item(person + 1, people)
+    person_N = torch.arange(people).repeat_interleave(views)
+    return Identities(picture_N3HW=torch.cat(pictures), person_N=person_N)
 
 
 def _few(folder: Path, count: int) -> str:

@@ -31,6 +31,8 @@ class LoopConfig:
     lr_end: float = 0.1  # 1 keeps it constant
     warmup: int = 50
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     clip: float = 1.0  # largest gradient norm
     log_every: int = 10
     save_every: int = 100
@@ -106,7 +108,7 @@ def train(trainee: Trainee, config: LoopConfig, on_progress: Callable[[Progress]
     """
     config.out.mkdir(parents=True, exist_ok=True)
     module = trainee.module()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = _adam(module, config)
     start = _resume(trainee, module, optimizer, config)
     began, sums, counted = time.perf_counter(), {}, 0
     for step in range(start, config.steps):
@@ -134,6 +136,11 @@ def train(trainee: Trainee, config: LoopConfig, on_progress: Callable[[Progress]
             on_progress(Progress(step=done, steps=config.steps, losses=means, seconds_per_step=seconds, sheet=sheet))
             sums, counted = {}, 0
     return max(0, config.steps - start)
+
+
+def _adam(module: torch.nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    settings = {"betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(module.parameters(), lr=config.lr, **settings)
 
 
 def _refuse_non_finite(step: int, losses: Mapping[str, torch.Tensor], norm: torch.Tensor) -> None:

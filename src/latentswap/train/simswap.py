@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from latentswap.errors import UsageError
+from latentswap.generators.base import Generator
 from latentswap.identity.dlib_resnet import DlibResNet, centred
 from latentswap.inversion.encoder import EMBEDDING
 from latentswap.losses import away_loss, contour_loss, feature_distance, identity_loss, openness_loss
 from latentswap.runtime.precision import bfloat16_is_native
 from latentswap.seeds import generator_for
+from latentswap.shape.fusion import ShapeModel
 from latentswap.shape.mesh import MeshNet
-from latentswap.swappers.compact import CompactConfig, CompactSwap, inner, inner_chip, inner_mesh
+from latentswap.swappers.compact import CompactConfig, CompactSwap, guide_for, inner, inner_chip, inner_mesh
 from latentswap.train.augment import in_front, misalign
 from latentswap.train.bank import Bank
 from latentswap.train.mixer import sheet
@@ -64,6 +66,7 @@ class Pairs:
 
     target_BCHW: torch.Tensor
     wanted_BCHW: torch.Tensor
+    guide_B4HW: torch.Tensor
     source_BE: torch.Tensor  # as given to the network
     wanted_BE: torch.Tensor  # the source's, undisturbed
     other_BE: torch.Tensor  # the target's
@@ -77,15 +80,23 @@ class SimSwapTrainee:
     name = "simswap"
 
     def __init__(
-        self, identity: DlibResNet, mesh: MeshNet, bank: Bank, lessons: Lessons, config: SimSwapTraining
+        self,
+        generator: Generator,
+        identity: DlibResNet,
+        mesh: MeshNet,
+        bank: Bank,
+        lessons: Lessons,
+        config: SimSwapTraining,
     ) -> None:
         if len(lessons) <= config.held_out:
             raise UsageError(f"{len(lessons)} targets are too few: {config.held_out} are held out.")
-        self.identity, self.mesh, self.bank, self.lessons, self.config = identity, mesh, bank, lessons, config
+        self.generator, self.identity, self.mesh, self.bank, self.lessons = generator, identity, mesh, bank, lessons
+        self.config, self.shape_model = config, ShapeModel.fit(bank.mesh_NK3)
         self.device = next(identity.parameters()).device
         torch.manual_seed(config.seed)
-        student = CompactSwap(config.network).to(self.device, memory_format=torch.channels_last)
-        average = CompactSwap(config.network).to(self.device, memory_format=torch.channels_last)
+        student, average = (CompactSwap(config.network).to(self.device) for _ in range(2))
+        for network in (student, average):
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         average.load_state_dict(student.state_dict())
         self.networks = nn.ModuleDict({"student": student, "average": average.requires_grad_(False)})
         self.student, self.average = student, average
@@ -100,12 +111,12 @@ class SimSwapTrainee:
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         config = self.config
-        self._follow(step)
+        follow(self.average, self.student, min(config.ema, step / (step + 10)))
         random = generator_for(config.seed, step, stream=9)
         index_B = torch.randint(0, len(self.lessons) - config.held_out, (config.batch,), generator=random)
         pairs = self.pairs(index_B, random)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_is_native(self.device)):
-            swapped_BCHW = self.student(pairs.target_BCHW, pairs.source_BE)
+            swapped_BCHW = self.student(pairs.target_BCHW, pairs.guide_B4HW, pairs.source_BE)
         return self._terms(swapped_BCHW, pairs)
 
     def _terms(self, swapped_BCHW: torch.Tensor, pairs: Pairs) -> dict[str, torch.Tensor]:
@@ -144,12 +155,14 @@ class SimSwapTrainee:
         clean_B1 = torch.rand(batch, 1, generator=random) < 0.6
         mesh_BP3 = lessons.mesh_TP3[index_B].to(self.device)
         target_BCHW, wanted_BCHW = (to_floats(x).to(self.device) for x in (target_BCHW, wanted_BCHW))
+        guide_B4HW = self._guide(person_B, mesh_BP3)
         disturbed_B = torch.rand(batch, generator=random) < config.augment
-        target_BCHW, wanted_BCHW = disturb(target_BCHW, wanted_BCHW, disturbed_B, random)
-        cut = [inner(x).contiguous(memory_format=torch.channels_last) for x in (target_BCHW, wanted_BCHW)]
+        pictures = disturb(target_BCHW, wanted_BCHW, guide_B4HW, disturbed_B, random)
+        cut = [inner(x).contiguous(memory_format=torch.channels_last) for x in pictures]
         return Pairs(
             target_BCHW=cut[0],
             wanted_BCHW=cut[1],
+            guide_B4HW=cut[2],
             source_BE=torch.where(clean_B1, self.embedding_NE[person_B], seen_BE).to(self.device),
             wanted_BE=self.embedding_NE[person_B].to(self.device),
             other_BE=self.embedding_NE[own_B].to(self.device),
@@ -158,14 +171,10 @@ class SimSwapTrainee:
         )
 
     @torch.no_grad()
-    def _follow(self, step: int) -> None:
-        """The average moves towards the student: what the step before left of it."""
-        decay = min(self.config.ema, step / (step + 10))
-        for mine, its in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(its, 1 - decay)
-            else:
-                mine.copy_(its)
+    def _guide(self, person_B: torch.Tensor, mesh_BP3: torch.Tensor) -> torch.Tensor:
+        """The people's own pictures, bent towards the targets' meshes: [B, 4, 256, 256]."""
+        source_BCHW = self.generator.synthesis(self.bank.codes_NLD[person_B].to(self.device), resolution=256)
+        return guide_for(source_BCHW, self.bank.mesh_NK3[person_B].to(self.device), mesh_BP3, self.shape_model)
 
     @torch.no_grad()
     def held_out(self, count: int = 64) -> dict[str, float]:
@@ -180,7 +189,8 @@ class SimSwapTrainee:
             wanted_BCHW = inner(to_floats(self.lessons.swap_TK3HW[index_B, 0]).to(self.device))
             source_BE = self.embedding_NE[source_B].to(self.device)
             other_BE = self.embedding_NE[self.lessons.target_person_T[index_B]].to(self.device)
-            swapped_BCHW = self.average(target_BCHW, source_BE)
+            guide_B4HW = inner(self._guide(source_B, self.lessons.mesh_TP3[index_B].to(self.device)))
+            swapped_BCHW = self.average(target_BCHW, guide_B4HW, source_BE)
             mean_E = self.mean_E.to(self.device)
             got_BE, taught_BE = (centred(self.identity(inner_chip(x)), mean_E) for x in (swapped_BCHW, wanted_BCHW))
             found["to_source"].append((got_BE * source_BE).sum(1))
@@ -191,40 +201,61 @@ class SimSwapTrainee:
 
     @torch.no_grad()
     def sample_sheet(self) -> np.ndarray:
-        """Eight targets that are not trained on, a column each: source, target, the teacher's swap, the network's."""
+        """Eight targets that are not trained on, a column each: guide, target, the teacher's swap, the network's."""
         index_B = torch.arange(len(self.lessons) - 8, len(self.lessons))
         person_B = self.lessons.source_person_TK[index_B, 0]
         target_BCHW, wanted_BCHW = (
             inner(to_floats(x[index_B]).to(self.device))
             for x in (self.lessons.target_T3HW, self.lessons.swap_TK3HW[:, 0])
         )
-        thumbs = torch.nn.functional.interpolate(to_floats(self.bank.thumbnails_N3HW[person_B]), size=256)
+        guide_B4HW = inner(self._guide(person_B, self.lessons.mesh_TP3[index_B].to(self.device)))
         self.average.eval()
-        swapped_BCHW = self.average(target_BCHW, self.embedding_NE[person_B].to(self.device))
-        return sheet([inner(thumbs).to(self.device), target_BCHW, wanted_BCHW, swapped_BCHW])
+        swapped_BCHW = self.average(target_BCHW, guide_B4HW, self.embedding_NE[person_B].to(self.device))
+        shown_BCHW = guide_B4HW[:, :3] * guide_B4HW[:, 3:]
+        return sheet([shown_BCHW, target_BCHW, wanted_BCHW, swapped_BCHW])
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """An exponential average of a network's weights, one step on: a ← decay · a + (1 − decay) · network."""
+    for mine, its in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(its, 1 - decay)
+        else:
+            mine.copy_(its)
 
 
 def disturb(
-    target_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor, chosen_B: torch.Tensor, random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    target_BCHW: torch.Tensor,
+    wanted_BCHW: torch.Tensor,
+    guide_B4HW: torch.Tensor,
+    chosen_B: torch.Tensor,
+    random: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The chosen pairs as a camera leaves them: misaligned, lit otherwise, blurred, noisy, with something in front.
 
-    Both pictures of a pair alike, so that what is wanted stays what the target shows around the face.
+    Target and what is wanted of it alike, so that what is wanted stays what the target shows around the face. The
+    guide moves with them and has light and blur of its own.
     """
     out = []
-    for target_CHW, wanted_CHW, chosen in zip(target_BCHW, wanted_BCHW, chosen_B.tolist(), strict=True):
+    rows = zip(target_BCHW.cpu(), wanted_BCHW.cpu(), guide_B4HW.cpu(), chosen_B.tolist(), strict=True)
+    for target_CHW, wanted_CHW, guide_4HW, chosen in rows:
         seed = int(torch.randint(0, 2**31 - 1, (), generator=random))
-        if not chosen:
-            out.append((target_CHW, wanted_CHW))
-            continue
-        out.append([_disturbed(x, generator_for(seed, 0)) for x in (target_CHW, wanted_CHW)])
-    first, second = (torch.stack(column) for column in zip(*out, strict=True))
-    return first, second
+        if chosen:
+            target_CHW, wanted_CHW = (_disturbed(x, generator_for(seed, 0)) for x in (target_CHW, wanted_CHW))
+            guide_4HW = misalign(guide_4HW[None], generator_for(seed, 0))[0]
+            lit_CHW = _photographed(guide_4HW[:3], generator_for(seed, 1))
+            guide_4HW = torch.cat([lit_CHW, guide_4HW[3:]])
+        out.append((target_CHW, wanted_CHW, guide_4HW))
+    first, second, third = (torch.stack(column).to(target_BCHW.device) for column in zip(*out, strict=True))
+    return first, second, third
 
 
 def _disturbed(img_CHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    device = img_CHW.device
-    x = in_front(misalign(img_CHW[None].cpu(), random)[0], random)
+    return _photographed(in_front(misalign(img_CHW[None], random)[0], random), random)
+
+
+def _photographed(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     gain, lift, noise, soft = torch.rand(4, generator=random).tolist()
     if soft < 0.4:
         side = round(x.shape[-1] * (0.35 + 1.5 * soft))
@@ -233,7 +264,7 @@ def _disturbed(img_CHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     tint_C11 = 0.94 + 0.12 * torch.rand(3, 1, 1, generator=random)
     x = x * (0.7 + 0.5 * gain) * tint_C11 + 0.3 * (lift - 0.5)
     x = x + 0.06 * noise**2 * torch.randn(x.shape, generator=random)
-    return x.clamp(-1, 1).to(device)
+    return x.clamp(-1, 1)
 
 
 def to_floats(bytes_BCHW: torch.Tensor) -> torch.Tensor:
