@@ -244,7 +244,7 @@ class Anonymizer:
             candidacy = people[number]
             if candidacy.pixels is None:
                 stranger = leaning_away(self.stranger(candidacy.stranger), candidacy.original.embedding_E)
-                candidacy.pixels = self.swapper.method.swap(stranger, crop, on_step=step)
+                candidacy.pixels = self.swapper.latent.swap(stranger, crop, on_step=step)
             return candidacy.pixels
 
         # What counts is the likeness in the finished picture, so a round ends with one. Faces that have passed keep
@@ -274,7 +274,7 @@ class Anonymizer:
 
         index = int(self.gallery.index_N[position])
         ws_BLD = person(self.swapper.networks, seed=GALLERY_SEED, index=index, truncation_psi=GALLERY_PSI)
-        return self.swapper.method.prepare_code(ws_BLD, name=f"gallery person {index}")
+        return self.swapper.latent.prepare_code(ws_BLD, name=f"gallery person {index}")
 
     def _candidacy(self, crop: Crop, number: int, here: list[int]) -> _Candidacy:
         """Who may replace the face. `here`: who may stand in this picture for another face, now or after a retry."""

@@ -1,14 +1,16 @@
 """The main path, top to bottom. Each stage is one function of another module; this file is their order.
 
-bytes → decode → detect → align → invert → mix → synthesise → paste back → mark → encode → atomic write
+bytes → decode → detect → align → swap → paste back → mark → encode → atomic write
+    swap, of LatentSwap: invert → mix → synthesise; of SimSwap: inject → decode
 SOURCE once: decode → detect → align → prepare; then swap many.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,14 +20,16 @@ from latentswap.edit.directions import Edits
 from latentswap.errors import UsageError
 from latentswap.face.align import cut, cut_face
 from latentswap.face.analyse import FaceAnalyser
+from latentswap.face.frame import reframe
 from latentswap.face.mask import face_mask
 from latentswap.face.occlusion import beside, occlusion
 from latentswap.face.paste import paste
-from latentswap.face.select import FaceChoice, choose, parse_faces
+from latentswap.face.select import MATCH_DISTANCE, FaceChoice, choose, parse_faces
 from latentswap.identity.dlib_resnet import chip
 from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.optimise import embed
 from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check_name
+from latentswap.mapping import Mapped, Pair, Source, prepare_map, swap_map
 from latentswap.media.atomic import write_atomic
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
@@ -33,13 +37,14 @@ from latentswap.provenance.mark import xmp_packet
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
+from latentswap.swappers.injection import InjectionSwapper, load_simswap, refuse_options
 from latentswap.swappers.latentswap import (
     EditWhen,
     Inversion,
     LatentSwap,
     Render,
-    average,
     is_pivotal,
+    known,
     to_pixels,
     to_tensor,
 )
@@ -47,7 +52,9 @@ from latentswap.types import Crop, Face, Image, SwapResult
 from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
-CROP_SIZE = 1024
+Work = Callable[[Source, Crop, OnStep], np.ndarray]
+"""Swaps one crop: what it does is settled by the options."""
+VIEW_SIZE = 512  # side of the FFHQ-aligned crop to which the results of smaller ones of another alignment are brought
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,14 +75,14 @@ class Swapper:
     >>> swapper.write(result, "out.png")
     """
 
-    def __init__(self, networks: Networks, method: LatentSwap, analyser: FaceAnalyser) -> None:
+    def __init__(self, networks: Networks, method: LatentSwap | InjectionSwapper, analyser: FaceAnalyser) -> None:
         self.networks, self.method, self.analyser = networks, method, analyser
 
     @classmethod
     def from_pretrained(
         cls,
         *,
-        method: Literal["latentswap"] = "latentswap",
+        method: Literal["latentswap", "simswap"] = "latentswap",
         inversion: Inversion | EncoderName = "refine",
         encoder: str | Path | None = None,
         joint: bool = False,
@@ -83,6 +90,7 @@ class Swapper:
         generator: str | Path | None = None,
         mixer: str | Path | None = None,
         mixes: bool = True,
+        identity: str | Path | None = None,
         device: str = "cpu",
         offline: bool = False,
         progress: Callable[[int, int, str], None] | None = None,
@@ -94,12 +102,22 @@ class Swapper:
         photograph, too.
         generator, mixer: converted files in place of the shipped networks, the paper's among them (docs/training.md).
         mixes: False where nothing is swapped: codes, edits and samples of a generator of yours need no mixer.
+        method: `simswap` swaps with a published SimSwap generator and its identity network, converted files both
+        (docs/simswap.md): `generator` and `identity`; the other options are LatentSwap's.
         Raises UsageError for an unknown method, inversion or device and for networks that do not fit one another,
         WeightsError when networks cannot be had.
         """
-        if method != "latentswap":
-            raise UsageError(f"method is {method!r}; there is: latentswap.")
+        if method not in ("latentswap", "simswap"):
+            raise UsageError(f"method is {method!r}; there are: latentswap, simswap.")
         check_device(device)
+        if method == "simswap":
+            refuse_options(encoder=encoder, joint=joint, tuned=tuned, mixer=mixer)
+            injection = load_simswap(generator, identity, device=device, cache=cache_root() / "runtime")
+            networks = load_networks(mixes=False, device=device, offline=offline, progress=progress)
+            injecting = InjectionSwapper(injection, partial(known, networks), device=device)
+            return cls(networks, injecting, FaceAnalyser.load(offline=offline))
+        if identity is not None:
+            raise UsageError("An identity network of your own is for method simswap; LatentSwap swaps with its own.")
         published = None if encoder is None else PspEncoder.load(encoder)
         if joint and inversion != "tune":
             raise UsageError(f"Only `tune` can tune to the pair jointly, not inversion {inversion!r}.")
@@ -118,13 +136,23 @@ class Swapper:
         swapping = LatentSwap(networks, render, inversion=inversion, joint=joint, inverter=inverter)
         return cls(networks, swapping, FaceAnalyser.load(offline=offline))
 
+    @property
+    def latent(self) -> LatentSwap:
+        """The method, for what needs latent codes. Raises UsageError for one that has none."""
+        if not isinstance(self.method, LatentSwap):
+            raise UsageError(
+                f"Method {self.method.name} has no latent codes: samples, inversions, edits and anonymising are "
+                "LatentSwap's (--method latentswap)."
+            )
+        return self.method
+
     def prepare(
         self,
         source: Picture | Sequence[Picture],
         *,
         faces: str | FaceChoice | None = None,
         on_step: OnStep = no_progress,
-    ) -> Prepared:
+    ) -> Source:
         """Look at a SOURCE once: a picture with one face (or a choice of one), several pictures or a folder of them
         that show one person, or a file that `invert` wrote.
 
@@ -134,18 +162,23 @@ class Swapper:
         if isinstance(source, str | Path) and Path(source).is_dir():
             source = pictures_in(Path(source), role="SOURCE")
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            return average([self.prepare(one, faces=faces, on_step=on_step) for one in source])
+            prepared = [self.prepare(one, faces=faces, on_step=on_step) for one in source]
+            return self.method.average(prepared)  # pyright: ignore[reportArgumentType] - all are this method's
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
-            generator = self.networks.generator
-            return Prepared.load(Path(source), num_ws=generator.num_ws, w_dim=generator.w_dim)
+            return self._code_of(source)
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
-        crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
+        crop = self.method.crop(image.pixels, face.mesh_K3)
         return self.method.prepare(crop, name=image.name, on_step=on_step)
+
+    def _code_of(self, path: str | Path) -> Prepared:
+        """A file that `invert` or `sample` wrote."""
+        generator = self.latent.networks.generator
+        return Prepared.load(Path(path), num_ws=generator.num_ws, w_dim=generator.w_dim)
 
     def swap(
         self,
-        source: Prepared | Picture | Sequence[Picture],
+        source: Source | Picture | Sequence[Picture],
         target: Picture,
         *,
         faces: str | FaceChoice | None = None,
@@ -164,18 +197,58 @@ class Swapper:
         (`after`) or of the target before it is swapped. on_step: (steps done, steps in all).
         Raises UsageError, BadInputError and NoFaceError.
         """
+        work = self._swapping(strength, layers, edits, edit_when)
+        prepared = source if isinstance(source, Source) else self.prepare(source)
+        self.check_prepared(prepared)
+        return self._replace(
+            target, faces, on_step, lambda crop, index, step: work(prepared, crop, step), occluders=occluders
+        )
+
+    def prepare_map(self, pairs: Sequence[Pair], *, on_step: OnStep = no_progress) -> tuple[Mapped, ...]:
+        """People of a TARGET and whose faces they get: (reference, source) pairs, looked at once for many pictures.
+
+        A reference is a picture with one face. Raises as `prepare` does, and UsageError for no pair at all.
+        """
+        return prepare_map(self, pairs, on_step=on_step)
+
+    def swap_map(
+        self,
+        people: Sequence[Mapped],
+        target: Picture,
+        *,
+        strength: float = 1.0,
+        layers: tuple[int, ...] | None = None,
+        occluders: bool = True,
+        threshold: float = MATCH_DISTANCE,
+        on_step: OnStep = no_progress,
+    ) -> SwapResult:
+        """The TARGET picture with several people replaced in one pass, each by their own source.
+
+        people: what `prepare_map` made. Every usable face goes to the reference nearest to it, if it is within the
+        threshold (Euclidean distance of dlib's embeddings). The others are left alone and reported: in `skipped`, and
+        under `unmatched` with the nearest reference and its distance.
+        Raises UsageError, BadInputError, and NoFaceError when no face matches.
+        """
+        if threshold <= 0:
+            raise UsageError(f"The threshold is {threshold}; it is a distance above 0, by default {MATCH_DISTANCE}.")
+        work = self._swapping(strength, layers, (), "after")
+        return swap_map(self, people, target, work, occluders=occluders, threshold=threshold, on_step=on_step)
+
+    def _swapping(self, strength: float, layers: tuple[int, ...] | None, edits: Edits, edit_when: EditWhen) -> Work:
+        """What swaps one crop. Raises UsageError for options that are out of range or not the method's."""
         if not 0 <= strength <= 1:
             raise UsageError(f"Strength is {strength}; it runs from 0 (the target) to 1 (the swap).")
-        prepared = source if isinstance(source, Prepared) else self.prepare(source)
-        return self._replace(
-            target,
-            faces,
-            on_step,
-            lambda crop, index, step: self.method.swap(
-                prepared, crop, strength=strength, layers=layers, edits=edits, edit_when=edit_when, on_step=step
-            ),
-            occluders=occluders,
-        )
+        options: dict[str, Any] = {"strength": strength, "layers": layers}
+        if isinstance(self.method, LatentSwap):
+            options |= {"edits": edits, "edit_when": edit_when}
+        elif edits or layers is not None:
+            raise UsageError(f"Method {self.method.name} has no latent codes; leave out layers and edits.")
+        return lambda prepared, crop, step: self.method.swap(prepared, crop, on_step=step, **options)  # pyright: ignore
+
+    def check_prepared(self, prepared: Source) -> None:
+        """Raise UsageError for what another method made of a source."""
+        if not isinstance(prepared, self.method.prepares):
+            raise UsageError(f"The source {prepared.name} was prepared for another method than {self.method.name}.")
 
     def edit(
         self,
@@ -189,11 +262,12 @@ class Swapper:
 
         Raises UsageError, BadInputError and NoFaceError.
         """
+        method = self.latent
         return self._replace(
             target,
             faces,
             on_step,
-            lambda crop, index, step: self.method.edit(crop, edits, on_step=step),
+            lambda crop, index, step: method.edit(crop, edits, on_step=step),
             occluders=True,
         )
 
@@ -202,7 +276,7 @@ class Swapper:
     ) -> torch.Tensor:
         """The W+ code [1, L, D] of a file that `invert` or `sample` wrote, or of a photograph's face."""
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
-            return self.prepare(source).w_plus
+            return self._code_of(source).w_plus
         return self.invert(source, faces=faces, on_step=on_step).prepared.w_plus
 
     def anonymize(
@@ -229,22 +303,23 @@ class Swapper:
         if not 0 <= truncation_psi <= 1.5:
             raise UsageError(f"truncation_psi is {truncation_psi}; it runs from 0 (the mean face) to 1.5.")
         codes = [person(self.networks, seed=seed, index=0, truncation_psi=truncation_psi) for seed in seeds]
-        return [Image(pixels=self.method.render(ws)[0], name=f"person {s}") for s, ws in zip(seeds, codes, strict=True)]
+        return [Image(pixels=self.latent.render(ws)[0], name=f"person {s}") for s, ws in zip(seeds, codes, strict=True)]
 
     def invert(
         self, source: Picture, *, faces: str | FaceChoice | None = None, on_step: OnStep = no_progress
     ) -> Inverted:
         """A photograph's face as a W+ code, and the picture that the code makes; with `tune` also the generator's
         change that makes it resemble the photograph."""
+        method = self.latent
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
-        crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
-        prepared = self.method.prepare(crop, name=image.name, on_step=on_step)
-        delta, render, w_plus = None, self.method.render, prepared.w_plus
-        if not self.method.pivotal:
-            w_plus = self.method.invert(crop, on_step=on_step)
-        if self.method.inversion == "tune":
-            delta = self.method.tune([crop], w_plus, on_step=on_step)
+        crop = method.crop(image.pixels, face.mesh_K3)
+        prepared = method.prepare(crop, name=image.name, on_step=on_step)
+        delta, render, w_plus = None, method.render, prepared.w_plus
+        if not method.pivotal:
+            w_plus = method.invert(crop, on_step=on_step)
+        if method.inversion == "tune":
+            delta = method.tune([crop], w_plus, on_step=on_step)
             tuned = delta.apply(self.networks.generator)
             render = make_render(replace(self.networks, generator=tuned), "cpu")
         return Inverted(
@@ -258,7 +333,7 @@ class Swapper:
         path = Path(path)
         check_output_path(path)
         whole = isinstance(result, Image)
-        xmp = packet(whole=whole)
+        xmp = packet(whole=whole, method=self.method.name)
         write_atomic(path, encode(result if whole else result.image, path.suffix, quality=quality, xmp=xmp))
 
     def _replace(
@@ -275,14 +350,31 @@ class Swapper:
         image = read(target, role="TARGET")
         found = self.analyser(image.pixels)
         chosen = self._choose(image, found, faces, role="TARGET")
+        result = self.replace_in(image, found, chosen, on_step, work, occluders=occluders)
+        return replace(result, report={**result.report, "seconds": round(perf_counter() - began, 2)})
+
+    def replace_in(
+        self,
+        image: Image,
+        found: tuple[Face, ...],
+        chosen: tuple[Face, ...],
+        on_step: OnStep,
+        work: Callable[[Crop, int, OnStep], np.ndarray],
+        *,
+        occluders: bool,
+    ) -> SwapResult:
+        """align → `work` → paste back, for every chosen face."""
+        began = perf_counter()
         pixels, reports = image.pixels, []
         for index, face in enumerate(chosen):
-            crop = cut_face(pixels, face.mesh_K3, CROP_SIZE)
+            crop = self.method.crop(pixels, face.mesh_K3)
             swapped = work(crop, index, lambda done, total, i=index: on_step(i * total + done, len(chosen) * total))
-            if len(swapped) < CROP_SIZE:  # a smaller generator's
-                swapped = to_pixels(to_tensor(swapped, size=CROP_SIZE))[0]
+            if self.method.own_alignment:
+                crop, swapped = reframe(pixels, face.mesh_K3, crop, swapped, VIEW_SIZE)
+            elif len(swapped) < crop.size:  # a smaller generator's
+                swapped = to_pixels(to_tensor(swapped, size=crop.size))[0]
             swapped_K3 = self._mesh(swapped)
-            mask = face_mask(crop.mesh_K3, CROP_SIZE, other_K3=swapped_K3)
+            mask = face_mask(crop.mesh_K3, crop.size, other_K3=swapped_K3)
             if occluders:
                 mask *= 1 - occlusion(crop.pixels, crop.mesh_K3, self.method.reconstruction(crop))
                 mask *= 1 - beside(swapped, swapped_K3, crop.mesh_K3)
@@ -331,27 +423,28 @@ class Swapper:
         reference = read(choice.reference, role="REFERENCE")
         (wanted, *_) = choose(self.analyser(reference.pixels), None, role="SOURCE", name=reference.name)
 
-        def describe(face: Face, pixels: np.ndarray = image.pixels) -> np.ndarray:
-            with torch.no_grad():
-                crop = to_tensor(cut_face(pixels, face.mesh_K3, 256).pixels, self.networks.mean_E.device)
-                return self.networks.identity(chip(crop))[0].cpu().numpy()
-
         return choose(
             found,
             choice,
             role=role,
             name=image.name,
-            embed=describe,
-            reference_E=describe(wanted, reference.pixels),
+            embed=lambda face: self.describe(face, image.pixels),
+            reference_E=self.describe(wanted, reference.pixels),
         )
 
+    @torch.no_grad()
+    def describe(self, face: Face, pixels: np.ndarray) -> np.ndarray:
+        """Who a face of a picture is: dlib's embedding [128], not centred."""
+        crop = to_tensor(cut_face(pixels, face.mesh_K3, 256).pixels, self.networks.mean_E.device)
+        return self.networks.identity(chip(crop))[0].cpu().numpy()
 
-def packet(*, whole: bool) -> bytes:
+
+def packet(*, whole: bool, method: str = "latentswap") -> bytes:
     """The mark of an output (`provenance.mark`). whole: nothing in it was photographed."""
     return xmp_packet(
         digital_source_type="trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia",
         software=f"latentswap {latentswap.__version__}",
-        details={"method": "latentswap"},
+        details={"method": method},
     )
 
 

@@ -34,10 +34,27 @@ Tuned = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a generator delta that `invert --inversion tune` wrote")
 ]
 Generator = Annotated[
-    Path | None, tyro.conf.arg(metavar="FILE", help="a converted StyleGAN2, in place of the shipped generator")
+    Path | None,
+    tyro.conf.arg(
+        metavar="FILE", help="a converted generator: StyleGAN2 in place of the shipped one, SimSwap's with simswap"
+    ),
 ]
 Mixer = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a mixer for it: the published one, converted, or your own")
+]
+Method = Annotated[
+    Literal["latentswap", "simswap"],
+    tyro.conf.arg(help="simswap: with a published SimSwap --generator and its --identity network (docs/simswap.md)"),
+]
+IdentityNetwork = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="with simswap: the generator's identity network, converted")
+]
+Map = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        metavar="REF=SOURCE",
+        help="who in TARGET (a picture of them) gets whose face, as her.jpg=me.jpg; may be repeated; without SOURCE",
+    ),
 ]
 Faces = Annotated[str, tyro.conf.arg(help="all | largest | INDEX (0 is the largest) | match:REFERENCE.jpg")]
 Strength = Annotated[float, tyro.conf.arg(help="0 keeps the target's identity, 1 takes the source's")]
@@ -72,6 +89,25 @@ def parse_numbers(text: str, *, what: str, highest: int) -> tuple[int, ...]:
             raise UsageError(f"{what}: {part.strip()!r} is out of range; numbers run upwards from 0 to {highest}.")
         numbers.update(range(low, high + 1))
     return tuple(sorted(numbers))
+
+
+def parse_map(texts: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """`--map` as (reference, source) paths. Raises UsageError for what is no such pair, is no file, or comes twice."""
+    pairs: list[tuple[Path, Path]] = []
+    for text in texts:
+        # A name may itself have an =: the first place at which both sides exist counts.
+        cuts = [
+            (Path(text[:i]), Path(text[i + 1 :])) for i, c in enumerate(text) if c == "=" and text[:i] and text[i + 1 :]
+        ]
+        if not cuts:
+            raise UsageError(f"--map {text!r}: write REFERENCE=SOURCE, for example her.jpg=me.jpg.")
+        pair = next((cut for cut in cuts if cut[0].exists() and cut[1].exists()), cuts[0])
+        if missing := [str(path) for path in pair if not path.exists()]:
+            raise UsageError(f"--map {text!r}: there is no {' and no '.join(missing)}.")
+        if pair[0].resolve() in [reference.resolve() for reference, _ in pairs]:
+            raise UsageError(f"--map names the reference {pair[0]} twice; one person gets one face.")
+        pairs.append(pair)
+    return pairs
 
 
 def read_edits(edits: tuple[str, ...], files: tuple[str, ...]) -> "list[tuple[Direction, float]]":

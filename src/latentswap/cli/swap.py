@@ -16,14 +16,18 @@ from latentswap.cli._options import (
     Encoder,
     Faces,
     Generator,
+    IdentityNetwork,
     InversionOrEncoder,
     Layers,
+    Map,
+    Method,
     Mixer,
     Offline,
     Output,
     Strength,
     Tuned,
     check_strength,
+    parse_map,
     parse_numbers,
     read_edits,
 )
@@ -31,14 +35,16 @@ from latentswap.errors import LatentSwapError, UsageError
 
 
 def swap(
-    source: Annotated[Path, tyro.conf.Positional],
-    target: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    target: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = None,
     *,
     out: Output,
+    method: Method = "latentswap",
     inversion: InversionOrEncoder = "refine",
     encoder: Encoder = None,
     faces: Faces = "all",
     source_face: Faces = "",
+    map: Map = (),
     strength: Strength = 1.0,
     layers: Layers = None,
     occluders: Annotated[bool, tyro.conf.arg(help="keep what lies in front of the target's face")] = True,
@@ -46,6 +52,7 @@ def swap(
     tuned: Tuned = None,
     generator: Generator = None,
     mixer: Mixer = None,
+    identity: IdentityNetwork = None,
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",
@@ -57,8 +64,8 @@ def swap(
 
     Args:
         source: A picture of one person, a folder of several of the same person, or a code that `latentswap invert`
-            wrote (.safetensors).
-        target: A picture, or a folder of pictures.
+            wrote (.safetensors). Left out with --map.
+        target: A picture, or a folder of pictures. With --map it is the only one given.
         out: Where to write: a .png, .jpg or .webp file; a folder when TARGET is one.
         faces: Which faces of TARGET.
         source_face: Which face of SOURCE, when it shows several.
@@ -67,20 +74,43 @@ def swap(
     check_strength(strength)
     edits = read_edits(edit, direction)
     rows = None if layers is None else parse_numbers(layers, what="--layers", highest=63)
+    people = parse_map(map)
+    if people:
+        if target is not None:
+            raise UsageError(f"With --map the sources are in the map: give TARGET alone, not {source} and {target}.")
+        if faces != "all" or source_face or edits:
+            raise UsageError("--map says which faces are meant: leave out --faces, --source-face and --edit.")
+        target = source
+    if target is None:
+        raise UsageError(f"TARGET is missing: latentswap swap {source} TARGET -o {out}.")
+    if method != "latentswap" and (edits or rows is not None):
+        raise UsageError(f"Method {method} has no latent codes; leave out --edit and --layers.")
     jobs = plan(target, out)
     check_faces(faces, source_face)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
-        networks |= {"generator": generator, "mixer": mixer}
+        networks |= {"method": method, "generator": generator, "mixer": mixer, "identity": identity}
         swapper = load(stack, **networks, device=device, offline=offline)
         with step_progress() as bars:
-            prepared = swapper.prepare(source, faces=source_face or None, on_step=bars(source.name))
+            if people:
+                mapped = swapper.prepare_map(people, on_step=bars("sources"))
+            else:
+                prepared = swapper.prepare(source, faces=source_face or None, on_step=bars(source.name))
 
         def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
-            options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
-            return swapper.swap(prepared, path, **options, edits=edits, edit_when=edit_when, on_step=on_step)
+            options = {"strength": strength, "layers": rows, "occluders": occluders, "on_step": on_step}
+            if people:
+                return swapper.swap_map(mapped, path, **options)
+            return swapper.swap(prepared, path, faces=faces, edits=edits, edit_when=edit_when, **options)
 
         return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+
+
+def like(report: dict[str, Any]) -> str:
+    """Who a face of a map was found to be."""
+    if "reference" not in report:
+        return ""
+    return f", {report['reference']} ({report['distance_to_reference']:.2f} away)"
 
 
 def plan(target: Path, out: Path) -> list[tuple[Path, Path]]:
@@ -149,13 +179,18 @@ def run(
             count = len(result.faces)
             lines.append(f"{out}: {count} face{'s' * (count != 1)} in {result.report['seconds']:.1f} s")
             lines += [
-                f"  face at {report['box']}: identity cosine to the original {report['cosine_to_original']:.2f}"
+                f"  face at {report['box']}{like(report)}: identity cosine to the original "
+                f"{report['cosine_to_original']:.2f}"
                 for report in result.report["faces"]
             ]
             lines += [
                 f"  left alone: face at {face['box']} ({', '.join(face['reasons'])})"
                 for face in skipped
                 if face["reasons"]
+            ]
+            lines += [
+                f"  left alone: face at {face['box']} (closest to {face['closest']}, {face['distance']:.2f} away)"
+                for face in result.report.get("unmatched", ())
             ]
     emit(done if folder else done[0], lines, as_json=as_json)
     return worst

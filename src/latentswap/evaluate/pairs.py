@@ -19,9 +19,9 @@ from latentswap.errors import BadInputError, UsageError
 from latentswap.evaluate.measures import SIZE
 from latentswap.face.align import ffhq_affine
 from latentswap.face.select import FaceChoice
+from latentswap.mapping import Source
 from latentswap.media.atomic import output_lock, write_atomic
 from latentswap.pipeline import Swapper
-from latentswap.swappers.base import Prepared
 from latentswap.weights.assets import asset_path
 from latentswap.weights.files import sha256_file
 
@@ -111,7 +111,7 @@ def shard(pairs: list[Pair], part: int, parts: int) -> list[Pair]:
 def settings_of(swapper: Swapper, *, strength: float) -> dict[str, Any]:
     """What a result depends on besides its pictures."""
     weights = {name: sha256_file(asset_path(name))[:16] for name in _SWAP_WEIGHTS}
-    return {"inversion": swapper.method.inversion, "strength": strength, "weights": weights}
+    return {"inversion": swapper.latent.inversion, "strength": strength, "weights": weights}
 
 
 class Results:
@@ -121,7 +121,7 @@ class Results:
         """Raises UsageError when the folder holds results of other settings."""
         self.out, self.swapper, self.strength = out, swapper, strength
         self.settings = settings_of(swapper, strength=strength)
-        self._prepared: tuple[Path, Prepared] | None = None
+        self._prepared: tuple[Path, Source] | None = None
         (out / "results").mkdir(parents=True, exist_ok=True)
         run = out / "run.json"
         if run.exists() and (before := _read_json(run)) != self.settings:

@@ -14,7 +14,7 @@ from latentswap.types import Face
 MATCH_DISTANCE = 0.6  # Euclidean distance of dlib's embeddings below which two faces are one person
 GRAMMAR = "all, largest, a number (0 is the largest face) or match:REFERENCE.jpg"
 
-Role = Literal["SOURCE", "TARGET"]
+Role = Literal["SOURCE", "TARGET", "REFERENCE"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def choose(
     """The faces that are meant, at least one; exactly one for a SOURCE.
 
     faces: all faces of the picture in the analyser's order; their numbers count those that are faces at all.
-    choice: None means every usable face of a TARGET, and the only usable face of a SOURCE.
+    choice: None means every usable face of a TARGET, and the only usable face of a SOURCE or REFERENCE.
     role, name: which picture it is, for messages.
     embed, reference_E: for kind "match": identity embeddings of a face of this picture and of the reference.
 
@@ -80,6 +80,8 @@ def choose(
                 f"faces: matching {choice.reference} needs an identity network; give embed and reference_E"
             )
         return (_closest(usable, choice.reference, embed, reference_E, where),)
+    if role == "REFERENCE" and len(usable) > 1:
+        raise NoFaceError(f"{len(usable)} faces in {where}, and it is not clear who is meant; crop it to one of them")
     if role == "SOURCE" and len(usable) > 1:
         raise NoFaceError(
             f"{len(usable)} faces in {where}, and it is not clear which is meant; choose with faces = "
@@ -119,3 +121,28 @@ def _closest(
             f"and one person's faces are within {MATCH_DISTANCE}"
         )
     return usable[best]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assigned:
+    """Which reference a face was found to match; None: none of them."""
+
+    reference: int | None
+    closest: int  # the nearest reference, matching or not
+    distance: float
+
+
+def assign(
+    embeddings_FE: np.ndarray, references_RE: np.ndarray, *, threshold: float = MATCH_DISTANCE
+) -> tuple[Assigned, ...]:
+    """For every face the reference nearest to it, if it is within the threshold; several faces may match one.
+
+    embeddings [F, E], references [R, E], R at least 1; distances are Euclidean.
+    """
+    distance_FR = np.linalg.norm(embeddings_FE[:, None] - references_RE[None], axis=-1)
+    found = []
+    for row_R in distance_FR:
+        closest = int(np.argmin(row_R))
+        matches = bool(row_R[closest] <= threshold)
+        found.append(Assigned(reference=closest if matches else None, closest=closest, distance=float(row_R[closest])))
+    return tuple(found)

@@ -1,17 +1,20 @@
 """What a method of swapping is: prepare a source once, swap it into many crops."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from latentswap.errors import UsageError
 from latentswap.types import Crop
 from latentswap.weights.load import load_tensors, save_tensors
 
+_ONE_PERSON = 0.3  # least cosine of each of several sources to the mean of the others
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) while something is optimised."""
 
@@ -52,16 +55,39 @@ class Prepared:
         return cls(w_plus=code, embedding=embedding, mesh=mesh, name=path.name, synthetic=synthetic)
 
 
-class FaceSwapper(Protocol):
-    """A method of swapping, on FFHQ-aligned crops."""
+def one_person(sources: Sequence[tuple[torch.Tensor, str]]) -> torch.Tensor:
+    """The mean of identity embeddings [1, E] of unit length, each with the name of its picture; of unit length.
 
-    def prepare(self, crop: Crop, *, name: str = "source", on_step: OnStep = no_progress) -> Prepared:
+    Raises UsageError when one of them does not look like the person that the others show.
+    """
+    total_BE = torch.stack([embedding_BE for embedding_BE, _ in sources]).sum(0)
+    for embedding_BE, name in sources:
+        others_BE = F.normalize(total_BE - embedding_BE, dim=-1)
+        if (cosine := float((embedding_BE * others_BE).sum())) < _ONE_PERSON:
+            raise UsageError(
+                f"SOURCE {name} does not seem to show the person of the other sources (identity cosine "
+                f"{cosine:.2f} to their mean, at least {_ONE_PERSON:.2f} is expected). Leave it out."
+            )
+    return F.normalize(total_BE, dim=-1)
+
+
+class FaceSwapper(Protocol):
+    """A method of swapping, on crops of its own alignment and size."""
+
+    name: str  # what an output says that it was made with
+    own_alignment: bool  # whether crops are aligned otherwise than FFHQ's; results are then brought back to FFHQ's
+
+    def crop(self, pixels: np.ndarray, mesh_K3: np.ndarray) -> Crop:
+        """Align: the face of a mesh, cut out of its picture."""
+        ...
+
+    def prepare(self, crop: Crop, *, name: str = "source", on_step: OnStep = no_progress) -> Any:
         """Look at a source."""
         ...
 
     def swap(
         self,
-        prepared: Prepared,
+        prepared: Any,
         crop: Crop,
         *,
         strength: float = 1.0,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from latentswap.edit.directions import Edits, apply_edits
 from latentswap.errors import UsageError
+from latentswap.face.align import cut_face
 from latentswap.generators.mobile import MobileStyleGAN
 from latentswap.generators.stylegan2 import StyleGAN2
 from latentswap.inversion.base import Inverter, rows_for
@@ -29,7 +30,7 @@ from latentswap.shape.fusion import fuse
 from latentswap.shape.measures import head_pose
 from latentswap.shape.mesh import crop_mesh
 from latentswap.shape.repose import repose
-from latentswap.swappers.base import OnStep, Prepared, no_progress
+from latentswap.swappers.base import OnStep, Prepared, no_progress, one_person
 from latentswap.swappers.mixer import blend_rows
 from latentswap.types import Crop
 
@@ -42,8 +43,8 @@ EditWhen = Literal["before", "after"]
 Render = Callable[[torch.Tensor], np.ndarray]
 """W+ [B, L, D] → uint8 [B, H, W, 3]: the generator at full size, by whatever runtime."""
 
+CROP_SIZE = 1024
 EMPHASIS = 1.5  # of the source's identity where the mixer reads it: photographs' lie farther out than generated ones'
-_ONE_PERSON = 0.3  # least cosine of each of several sources to the mean of the others
 
 
 class Stages:
@@ -81,6 +82,10 @@ class LatentSwap:
     inverter: gives the codes that all of these start from, in place of the networks' own encoder.
     """
 
+    name = "latentswap"
+    prepares = Prepared
+    own_alignment = False
+
     def __init__(
         self,
         networks: "Networks",
@@ -105,6 +110,10 @@ class LatentSwap:
         self.refine_config = refine_config or RefineConfig()
         self.tune_config, self.pti_config = tune_config or TuneConfig(), pti_config or PtiConfig()
         self._descent = networks.generator if inversion == "fast" or self.pivotal else quick(networks.generator)
+
+    def crop(self, pixels: np.ndarray, mesh_K3: np.ndarray) -> Crop:
+        """The face of a mesh, FFHQ-aligned, as large as the generator's pictures are pasted back."""
+        return cut_face(pixels, mesh_K3, CROP_SIZE)
 
     @torch.no_grad()
     def encode(self, img_BCHW: torch.Tensor) -> torch.Tensor:
@@ -150,14 +159,15 @@ class LatentSwap:
     def reconstruction(self, crop: Crop) -> np.ndarray:
         """The crop as the generator knows it, uint8 [256, 256, 3]: what lies in front of the face is not in it."""
         nets = self.networks
+        if self.inverter is None:
+            return known(nets, crop)
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
-        if self.inverter is not None:
-            return to_pixels(_small(nets.generator, self.inverter.invert(img_BCHW)))[0]
-        # The shipped generator is quick at 256², and another one's codes may be dear.
-        generator = nets.generator if nets.encodes and isinstance(nets.generator, MobileStyleGAN) else nets.shipped
-        with torch.no_grad():
-            ws_BLD = nets.encoder(trunk_features(nets.identity, nets.mesh, img_BCHW))
-        return to_pixels(_small(generator, ws_BLD))[0]
+        return to_pixels(_small(nets.generator, self.inverter.invert(img_BCHW)))[0]
+
+    @staticmethod
+    def average(sources: Sequence[Prepared]) -> Prepared:
+        """See `average`."""
+        return average(sources)
 
     def prepare(self, crop: Crop, *, name: str = "source", on_step: OnStep = no_progress) -> Prepared:
         """Code (the encoder's, its identity restored), identity embedding, mesh and picture of a source crop."""
@@ -291,6 +301,16 @@ class LatentSwap:
         )
 
 
+def known(networks: "Networks", crop: Crop) -> np.ndarray:
+    """An FFHQ-aligned crop as the networks' own encoder knows it, uint8 [256, 256, 3]."""
+    # The shipped generator is quick at 256², and another one's codes may be dear.
+    own = networks.encodes and isinstance(networks.generator, MobileStyleGAN)
+    img_BCHW = to_tensor(crop.pixels, networks.mean_E.device)
+    with torch.no_grad():
+        ws_BLD = networks.encoder(trunk_features(networks.identity, networks.mesh, img_BCHW))
+    return to_pixels(_small(networks.generator if own else networks.shipped, ws_BLD))[0]
+
+
 def is_pivotal(networks: "Networks", inversion: str, inverter: Inverter | None) -> bool:
     """Whether codes are the paper's pivots, which need no encoder. Raises UsageError where one is missing."""
     pivotal = inversion == "tune" and isinstance(networks.generator, StyleGAN2)
@@ -309,15 +329,7 @@ def average(sources: Sequence[Prepared]) -> Prepared:
     """
     if len(sources) == 1:
         return sources[0]
-    total_BE = torch.stack([source.embedding for source in sources]).sum(0)
-    mean_BE = F.normalize(total_BE, dim=-1)
-    for source in sources:
-        others_BE = F.normalize(total_BE - source.embedding, dim=-1)
-        if (cosine := float((source.embedding * others_BE).sum())) < _ONE_PERSON:
-            raise UsageError(
-                f"SOURCE {source.name} does not seem to show the person of the other sources (identity cosine "
-                f"{cosine:.2f} to their mean, at least {_ONE_PERSON:.2f} is expected). Leave it out."
-            )
+    mean_BE = one_person([(source.embedding, source.name) for source in sources])
     frontal = min(sources, key=lambda source: float(head_pose(source.mesh)[0, :2].abs().sum()))
     code_BLD = torch.stack([source.w_plus for source in sources]).mean(0)
     synthetic = all(source.synthetic for source in sources)
