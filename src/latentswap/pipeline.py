@@ -37,6 +37,8 @@ from latentswap.provenance.mark import xmp_packet
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
+from latentswap.swappers.compact import is_compact
+from latentswap.swappers.guided import GuidedSwapper
 from latentswap.swappers.injection import InjectionSwapper, load_simswap, refuse_options
 from latentswap.swappers.latentswap import (
     EditWhen,
@@ -75,7 +77,9 @@ class Swapper:
     >>> swapper.write(result, "out.png")
     """
 
-    def __init__(self, networks: Networks, method: LatentSwap | InjectionSwapper, analyser: FaceAnalyser) -> None:
+    def __init__(
+        self, networks: Networks, method: LatentSwap | InjectionSwapper | GuidedSwapper, analyser: FaceAnalyser
+    ) -> None:
         self.networks, self.method, self.analyser = networks, method, analyser
 
     @classmethod
@@ -102,8 +106,9 @@ class Swapper:
         photograph, too.
         generator, mixer: converted files in place of the shipped networks, the paper's among them (docs/training.md).
         mixes: False where nothing is swapped: codes, edits and samples of a generator of yours need no mixer.
-        method: `simswap` swaps with a published SimSwap generator and its identity network, converted files both
-        (docs/simswap.md): `generator` and `identity`; the other options are LatentSwap's.
+        method: `simswap` swaps with the shipped network of SimSwap's kind or, with `generator` and `identity`, with a
+        published one and its identity network, converted files both (docs/simswap.md); the other options are
+        LatentSwap's.
         Raises UsageError for an unknown method, inversion or device and for networks that do not fit one another,
         WeightsError when networks cannot be had.
         """
@@ -112,10 +117,7 @@ class Swapper:
         check_device(device)
         if method == "simswap":
             refuse_options(encoder=encoder, joint=joint, tuned=tuned, mixer=mixer)
-            injection = load_simswap(generator, identity, device=device, cache=cache_root() / "runtime")
-            networks = load_networks(mixes=False, device=device, offline=offline, progress=progress)
-            injecting = InjectionSwapper(injection, partial(known, networks), device=device)
-            return cls(networks, injecting, FaceAnalyser.load(offline=offline))
+            return cls._of_simswap(generator, identity, device=device, offline=offline, progress=progress)
         if identity is not None:
             raise UsageError("An identity network of your own is for method simswap; LatentSwap swaps with its own.")
         published = None if encoder is None else PspEncoder.load(encoder)
@@ -135,6 +137,27 @@ class Swapper:
         render = make_render(networks, device)
         swapping = LatentSwap(networks, render, inversion=inversion, joint=joint, inverter=inverter)
         return cls(networks, swapping, FaceAnalyser.load(offline=offline))
+
+    @classmethod
+    def _of_simswap(
+        cls,
+        generator: str | Path | None,
+        identity: str | Path | None,
+        *,
+        device: str,
+        offline: bool,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> "Swapper":
+        cache = cache_root() / "runtime"
+        published = None  # loaded, and refused, before anything is fetched
+        if identity is not None or not (generator is None or is_compact(generator)):
+            published = load_simswap(generator, identity, device=device, cache=cache)
+        networks = load_networks(mixes=False, device=device, offline=offline, progress=progress)
+        if published is None:
+            method = GuidedSwapper.load(networks, device=device, cache=cache, path=generator)
+        else:
+            method = InjectionSwapper(published, partial(known, networks), device=device)
+        return cls(networks, method, FaceAnalyser.load(offline=offline))
 
     @property
     def latent(self) -> LatentSwap:

@@ -25,6 +25,7 @@ from latentswap.shape.mesh import MeshNet, crop_mesh
 from latentswap.shape.repose import repose
 from latentswap.shape.topology import MESH_SIZE
 from latentswap.weights.described import load_described
+from latentswap.weights.header import read_header
 from latentswap.weights.load import half_matrices, save_tensors
 
 KIND = "swapper/compact"
@@ -156,6 +157,11 @@ class CompactSwap(nn.Module):
     def load(cls, path: str | Path) -> "CompactSwap":
         """The frozen network. Raises WeightsError for any other file."""
         return load_described(path, kind=KIND, config=CompactConfig, build=cls)
+
+
+def is_compact(path: str | Path) -> bool:
+    """Whether a file holds such a network. Raises WeightsError for one that is no safetensors file."""
+    return read_header(Path(path)).metadata.get("kind") == KIND
 
 
 @torch.no_grad()

@@ -178,13 +178,13 @@ class LatentSwap:
             code_BLD = self.invert(crop, on_step=on_step)
         else:
             code_BLD = self._restored(self.encode(img_BCHW), embedding_BE)
-        return Prepared(w_plus=code_BLD, embedding=embedding_BE, mesh=_mesh(nets, img_BCHW), crop=crop, name=name)
+        return Prepared(w_plus=code_BLD, embedding=embedding_BE, mesh=mesh_of(nets, img_BCHW), crop=crop, name=name)
 
     def prepare_code(self, ws_BLD: torch.Tensor, *, name: str = "source") -> Prepared:
         """The same for a person who does not exist, from the code [1, L, D]."""
         nets = self.networks
         img_BCHW = _small(nets.generator, ws_BLD)
-        embedding_BE, mesh_BK3 = embed(nets.identity, img_BCHW, nets.mean_E), _mesh(nets, img_BCHW)
+        embedding_BE, mesh_BK3 = embed(nets.identity, img_BCHW, nets.mean_E), mesh_of(nets, img_BCHW)
         return Prepared(w_plus=ws_BLD, embedding=embedding_BE, mesh=mesh_BK3, name=name, synthetic=True)
 
     def swap(
@@ -282,7 +282,7 @@ class LatentSwap:
     ) -> torch.Tensor:
         nets = self.networks
         img_BCHW = to_tensor(crop.pixels, nets.mean_E.device)
-        mesh_BK3 = _mesh(nets, img_BCHW)
+        mesh_BK3 = mesh_of(nets, img_BCHW)
         fused_BK3 = fuse(prepared.mesh.cpu(), mesh_BK3.cpu(), nets.shape_model).to(mesh_BK3)
         guide_BCHW, trust_B1HW = repose(self._picture(prepared), prepared.mesh.to(mesh_BK3), fused_BK3)
         wanted = Wanted(
@@ -305,10 +305,14 @@ def known(networks: "Networks", crop: Crop) -> np.ndarray:
     """An FFHQ-aligned crop as the networks' own encoder knows it, uint8 [256, 256, 3]."""
     # The shipped generator is quick at 256², and another one's codes may be dear.
     own = networks.encodes and isinstance(networks.generator, MobileStyleGAN)
-    img_BCHW = to_tensor(crop.pixels, networks.mean_E.device)
-    with torch.no_grad():
-        ws_BLD = networks.encoder(trunk_features(networks.identity, networks.mesh, img_BCHW))
+    ws_BLD = own_code(networks, to_tensor(crop.pixels, networks.mean_E.device))
     return to_pixels(_small(networks.generator if own else networks.shipped, ws_BLD))[0]
+
+
+@torch.no_grad()
+def own_code(networks: "Networks", img_BCHW: torch.Tensor) -> torch.Tensor:
+    """FFHQ-aligned crops [B, 3, S, S] → the shipped encoder's W+ [B, 16, 512]."""
+    return networks.encoder(trunk_features(networks.identity, networks.mesh, img_BCHW))
 
 
 def is_pivotal(networks: "Networks", inversion: str, inverter: Inverter | None) -> bool:
@@ -354,7 +358,8 @@ def _small(generator: AnyGenerator, ws_BLD: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _mesh(networks: "Networks", img_BCHW: torch.Tensor) -> torch.Tensor:
+def mesh_of(networks: "Networks", img_BCHW: torch.Tensor) -> torch.Tensor:
+    """The meshes [B, 468, 3] of FFHQ-aligned crops [B, 3, S, S], in crop fractions."""
     return crop_mesh(networks.mesh, img_BCHW)
 
 
