@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
+from latentswap.cli._marks import NameSource, Sign, Watermark, marking_for
 from latentswap.cli._options import (
     Device,
     DirectionFiles,
@@ -49,6 +50,9 @@ def swap(
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",
+    sign: Sign = True,
+    watermark: Watermark = True,
+    name_source: NameSource = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -69,6 +73,7 @@ def swap(
     rows = None if layers is None else parse_numbers(layers, what="--layers", highest=63)
     jobs = plan(target, out)
     check_faces(faces, source_face)
+    marking = marking_for("swap", sign=sign, watermark=watermark, name_source=name_source)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
         networks |= {"generator": generator, "mixer": mixer}
@@ -80,7 +85,7 @@ def swap(
             options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
             return swapper.swap(prepared, path, **options, edits=edits, edit_when=edit_when, on_step=on_step)
 
-        return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+        return run(swapper, jobs, work, marking=marking, folder=target.is_dir(), as_json=json)
 
 
 def plan(target: Path, out: Path) -> list[tuple[Path, Path]]:
@@ -124,6 +129,7 @@ def run(
     jobs: list[tuple[Path, Path]],
     work: Callable[[Path, Callable[[int, int], None]], Any],
     *,
+    marking: Any,
     folder: bool,
     as_json: bool,
 ) -> int:
@@ -136,7 +142,7 @@ def run(
             try:
                 with output_lock(out):
                     result = work(path, bars(path.name))
-                    swapper.write(result, out)
+                    swapper.write(result, out, marking=marking)
             except LatentSwapError as error:
                 if not folder:
                     raise

@@ -10,11 +10,14 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 import latentswap
-from latentswap.errors import UsageError
+from latentswap.errors import LatentSwapError, UsageError
 from latentswap.media.atomic import write_atomic
+from latentswap.media.image import decode
 from latentswap.provenance.record import InputFile, JobRecord, append, check_record, sha256_of
 from latentswap.types import Image, Making
 from latentswap.weights.files import sha256_file
@@ -87,9 +90,50 @@ class Marking:
 def watermarked(image: Image, marking: Marking) -> tuple[Image, int | None]:
     """The picture with the invisible watermark, and its payload. Raises ProvenanceError where it cannot carry one."""
     payload = marking.payload()
-    if payload is None or watermark is None:
-        return image, None
-    return replace(image, pixels=watermark.embed(image.pixels, payload)), payload
+    return replace(image, pixels=watermarked_pixels(image.pixels, payload=payload)), payload
+
+
+def watermarked_pixels(pixels: np.ndarray, *, payload: int | None) -> np.ndarray:
+    """uint8 [H, W, 3] with the payload in it; as they are where there is none. Raises as `watermarked`."""
+    return pixels if payload is None or watermark is None else watermark.embed(pixels, payload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatermarkState:
+    """Whether a file shows the invisible watermark."""
+
+    state: Literal["found", "not found", "unknown"]
+    payload: str | None = None  # 8 hexadecimal digits
+    confidence: float = 0.0  # as `watermark.Detection` has it
+    why: str | None = None  # of "unknown"
+
+
+def look(data: bytes) -> WatermarkState:
+    """Look for the watermark in an encoded picture; in an animation, in its first frame."""
+    if watermark is None:
+        return WatermarkState(state="unknown", why="this installation has no watermark detector")
+    try:
+        return _state(watermark.detect(decode(data, frame=0).pixels))
+    except LatentSwapError as error:
+        return WatermarkState(state="unknown", why=str(error))
+
+
+def look_at_video(path: Path) -> WatermarkState:
+    """Look for the watermark in a video's frames."""
+    if watermark is None:
+        return WatermarkState(state="unknown", why="this installation has no watermark detector")
+    from latentswap.provenance.video import detect_video  # pyright: ignore[reportMissingImports]
+
+    try:
+        return _state(detect_video(path))
+    except LatentSwapError as error:
+        return WatermarkState(state="unknown", why=str(error))
+
+
+def _state(found: Any) -> WatermarkState:
+    if not found.found or found.payload is None:
+        return WatermarkState(state="not found")
+    return WatermarkState(state="found", payload=f"{found.payload:08x}", confidence=round(found.confidence, 3))
 
 
 def publish(

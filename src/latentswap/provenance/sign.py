@@ -77,7 +77,7 @@ def manifest(claim: Claim, ingredients: list[_Ingredient]) -> dict[str, Any]:
     making, actions = claim.making, []
     placed = [i.name for i in ingredients if i.relationship == "componentOf"]
     if placed:
-        actions.append({"action": "c2pa.placed", "parameters": {"ingredientIds": _ids(placed)}, **common})
+        actions.append({"action": "c2pa.placed", "parameters": {"ingredientIds": placed}, **common})
     kind = "trainedAlgorithmicMedia" if making.whole else "compositeWithTrainedAlgorithmicMedia"
     done: dict[str, Any] = {
         "action": "c2pa.created" if making.whole else "c2pa.edited",
@@ -86,7 +86,7 @@ def manifest(claim: Claim, ingredients: list[_Ingredient]) -> dict[str, Any]:
         **common,
     }
     if inputs := [i.name for i in ingredients if i.relationship == "inputTo"]:
-        done["parameters"] = {"ingredientIds": _ids(inputs)}
+        done["parameters"] = {"ingredientIds": inputs}
     actions.append(done)
     if claim.watermark is not None:
         actions.append({"action": "c2pa.watermarked.unbound", **common})
@@ -184,10 +184,6 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def _ids(names: list[str]) -> list[str]:
-    return [f"xmp.iid:{name}" for name in names]
-
-
 def _ingredients(claim: Claim) -> list[_Ingredient]:
     making, found = claim.making, []
     if not making.whole:
@@ -282,7 +278,7 @@ def _sign_once(
     except c2pa.C2paError as error:
         if failure:
             raise ProvenanceError(f"the signing function failed: {failure[0]}; nothing was written") from failure[0]
-        if kept and not isinstance(error, c2pa.C2paError.Signature):
+        if kept and not isinstance(error, c2pa.C2paError.Signature):  # pyright: ignore[reportAttributeAccessIssue]
             raise _IngredientError(str(error)) from error
         raise ProvenanceError(
             f"the file could not be signed ({error}); check `latentswap credentials show`, or write without a "
