@@ -289,7 +289,7 @@ class Swapper:
         made = made if making is None else making
         image, payload = watermarked(image, marking)
         data = encode(image, path.suffix, quality=quality, xmp=packet(whole=made.whole))
-        networks = network_hashes(self.networks.files)
+        networks = network_hashes(self.networks.files, made)
         publish(path, data, making=made, marking=marking, payload=payload, networks=networks, consent=consent)
 
     def _replace(

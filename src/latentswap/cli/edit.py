@@ -184,7 +184,7 @@ def _draw(
             marked = functools.partial(watermarked_pixels, payload=payload)
             xmp = packet(whole=True)
             moving = animate(way(path, job.steps), render, xmp=xmp, on_step=on_step, finish=marked)
-            networks = network_hashes(swapper.networks.files)
+            networks = network_hashes(swapper.networks.files, making)
             publish(out, moving, making=making, marking=marking, payload=payload, networks=networks)
             return
         case "way":

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from latentswap.provenance.sign import Claim
 
 
+_UNUSED = {"generated": ("mixer", "encoder", "identity"), "inverted": ("mixer",), "edited": ("mixer",)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Marking:
     """How outputs are marked. One for a job: its outputs share the number `job`.
@@ -173,10 +176,15 @@ def publish(
     write_atomic(path, data)
 
 
-def network_hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    """name → sha256 of the files that networks were loaded from. A file is read once in a process."""
-    hashes = {}
+def network_hashes(files: Mapping[str, Path], making: Making) -> dict[str, str]:
+    """name → sha256 of the files of the networks that had a part in it. A file is read once in a process.
+
+    files: what the networks were loaded from.
+    """
+    hashes, unused = {}, _UNUSED.get(making.deed, ())
     for name, path in files.items():
+        if name in unused:
+            continue
         status = path.stat()
         hashes[name] = _hash(path, status.st_size, status.st_mtime_ns)
     return hashes

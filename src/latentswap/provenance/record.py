@@ -5,6 +5,7 @@ is written before its output takes its name, so that nothing is put out without 
 name the job, and only who has the record can say more.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,7 +98,8 @@ def _append(line: bytes) -> None:
                         os.write(handle, line[written:])  # says why
                     os.fsync(handle)
                 except OSError:
-                    os.ftruncate(handle, before)
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(handle, before)
                     raise
             finally:
                 os.close(handle)

@@ -139,9 +139,13 @@ def sign_file(part: Path, claim: Claim, credentials: Credentials) -> None:
     # The name that `media.atomic` gives to its temporary files, so that it sweeps this one, too, after a kill.
     signed = part.with_name(f"{part.name.removesuffix('.part')}.signed.part")
     try:
-        with part.open("rb") as source, _new_file(signed) as target:
-            _sign(source, target, media_type, claim, credentials)
-            target.flush()
+        with part.open("rb") as source, _NewFile(signed) as target:
+            try:
+                _sign(source, target, media_type, claim, credentials)
+            except ProvenanceError:
+                if target.failure is not None:
+                    raise target.failure from None
+                raise
             os.fsync(target.fileno())
         os.replace(signed, part)
     finally:
@@ -218,7 +222,7 @@ def _ingredient(data: bytes | Path | None, title: str, relationship: Any) -> _In
     return _Ingredient(**known, data=data, redactions=personal_assertions(store))
 
 
-def _sign(source: IO[bytes], target: IO[bytes], media_type: str, claim: Claim, credentials: Credentials) -> None:
+def _sign(source: Any, target: Any, media_type: str, claim: Claim, credentials: Credentials) -> None:
     ingredients = _ingredients(claim)
     try:
         _sign_once(source, target, media_type, manifest(claim, ingredients), ingredients, claim, credentials)
@@ -248,8 +252,8 @@ def _without_credentials(ingredient: _Ingredient) -> _Ingredient:
 
 
 def _sign_once(
-    source: IO[bytes],
-    target: IO[bytes],
+    source: Any,
+    target: Any,
     media_type: str,
     definition: dict[str, Any],
     ingredients: list[_Ingredient],
@@ -318,5 +322,19 @@ def _opened(data: bytes | Path | None) -> Iterator[IO[bytes]]:
         yield io.BytesIO(data or b"")
 
 
-def _new_file(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "w+b")
+class _NewFile(io.FileIO):
+    """A file made for its owner alone, which remembers why writing failed: c2pa-python only says that it did."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "x+b", opener=lambda name, flags: os.open(name, flags, 0o600))
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+            while written < len(data):
+                written += super().write(data[written:])
+            return written
+        except OSError as error:
+            self.failure = error
+            raise

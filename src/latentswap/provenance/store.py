@@ -56,9 +56,11 @@ def read_store(data: bytes | Path, media_type: str, *, anchors: str = "") -> Sto
             with reader:
                 report, detailed = json.loads(reader.json()), json.loads(reader.detailed_json())
                 state = reader.get_validation_state()
-        except c2pa.C2paError.RemoteManifest as error:  # pyright: ignore[reportAttributeAccessIssue]
-            raise RemoteCredentialsError(f"the credentials lie elsewhere and are not fetched: {text(error)}") from error
         except c2pa.C2paError as error:
+            if str(error).startswith("Remote"):
+                raise RemoteCredentialsError(
+                    f"the credentials are said to lie elsewhere, which is not followed ({text(error)})"
+                ) from error
             raise ProvenanceError(f"the credentials cannot be read: {text(error)}") from error
     return Store(
         state=str(state),
