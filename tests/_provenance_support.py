@@ -4,6 +4,7 @@ import io
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import c2pa
@@ -17,6 +18,7 @@ from latentswap.types import Making
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 GPS = "39,21.102N"
+AUTHOR = "Somebody Known"
 
 
 def pixels(side: int = 96, seed: int = 0) -> np.ndarray:
@@ -25,7 +27,7 @@ def pixels(side: int = 96, seed: int = 0) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(small).resize((side, side), PIL.Image.Resampling.BICUBIC))
 
 
-def encoded(kind: str, *, side: int = 96, seed: int = 0, **options) -> bytes:
+def encoded(kind: str, *, side: int = 96, seed: int = 0, **options: Any) -> bytes:
     """A picture: kind is Pillow's name of the format."""
     out = io.BytesIO()
     PIL.Image.fromarray(pixels(side, seed)).save(out, format=kind, **options)
@@ -56,7 +58,7 @@ def authority(name: str = "Test", *, expired: bool = False) -> tuple[Credentials
     return Credentials(chain_pem=chain, key_pem=key_pem, algorithm="es256"), certificates.pem(ca).decode()
 
 
-def claim(deed="swapped", *, watermark: int | None = None, name_sources: bool = True, **making) -> Claim:
+def claim(deed: Any = "swapped", *, watermark: int | None = None, name_sources: bool = True, **making) -> Claim:
     return Claim(
         making=Making(deed=deed, **making),
         version="0.1.0",
@@ -71,7 +73,13 @@ def photograph(credentials: Credentials, *, picture: bytes | None = None) -> byt
     """A picture as a camera signs it: with a thumbnail and a position."""
     position = {"@context": {"exif": "http://ns.adobe.com/exif/1.0/"}, "exif:GPSLatitude": GPS}
     created = {"actions": [{"action": "c2pa.created", "digitalSourceType": IPTC + "digitalCapture"}]}
+    author = {
+        "@context": "https://schema.org",
+        "@type": "CreativeWork",
+        "author": [{"@type": "Person", "name": AUTHOR}],
+    }
     assertions = [{"label": "stds.exif", "data": position}, {"label": "c2pa.actions", "data": created}]
+    assertions.append({"label": "stds.schema-org.CreativeWork", "data": author})
     intent = (c2pa.C2paBuilderIntent.CREATE, c2pa.C2paDigitalSourceType.DIGITAL_CAPTURE)
     return _by_others(picture or encoded("JPEG", seed=5), "Camera", assertions, intent, None, credentials)
 

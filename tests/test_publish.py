@@ -117,7 +117,8 @@ def test_metadata_of_an_input_stays_behind(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">SECRETXMP</x:xmpmeta>'
     for suffix in (".jpg", ".png", ".webp"):
-        options = {"exif": exif, "icc_profile": profile} | ({} if suffix == ".png" else {"xmp": xmp})
+        options: dict[str, Any] = {"exif": exif, "icc_profile": profile}
+        options |= {} if suffix == ".png" else {"xmp": xmp}
         picture.save(tmp_path / f"in{suffix}", **options)
         assert b"SECRETMAKER" in (tmp_path / f"in{suffix}").read_bytes()
         image = decode(tmp_path / f"in{suffix}")

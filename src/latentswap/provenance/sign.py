@@ -191,7 +191,7 @@ def sniff(data: bytes) -> str | None:
 def _ingredients(claim: Claim) -> list[_Ingredient]:
     making, found = claim.making, []
     if not making.whole:
-        found.append(_ingredient(making.target, "target", "parentOf"))
+        found.append(_ingredient(making.target, "target", "parentOf", identifying=making.deed == "anonymized"))
     if claim.name_sources:
         relationship = "inputTo" if making.whole else "componentOf"
         several = len(making.sources) > 1
@@ -201,7 +201,7 @@ def _ingredients(claim: Claim) -> list[_Ingredient]:
     return found
 
 
-def _ingredient(data: bytes | Path | None, title: str, relationship: Any) -> _Ingredient:
+def _ingredient(data: bytes | Path | None, title: str, relationship: Any, *, identifying: bool = False) -> _Ingredient:
     """A file as an ingredient; one that is damaged, or of a format without manifests, is only named."""
     named = _Ingredient(name=title.replace(" ", "-"), title=title, relationship=relationship)
     if data is None:
@@ -219,7 +219,7 @@ def _ingredient(data: bytes | Path | None, title: str, relationship: Any) -> _In
         return _Ingredient(**known, note=_BROKEN)
     if store is None:
         return _Ingredient(**known)
-    return _Ingredient(**known, data=data, redactions=personal_assertions(store))
+    return _Ingredient(**known, data=data, redactions=personal_assertions(store, identifying=identifying))
 
 
 def _sign(source: Any, target: Any, media_type: str, claim: Claim, credentials: Credentials) -> None:

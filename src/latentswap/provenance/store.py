@@ -15,6 +15,8 @@ from latentswap.errors import ProvenanceError
 
 # Assertions of earlier credentials that do not go into an output, as EXIF and XMP do not: pictures and metadata.
 PERSONAL = ("c2pa.thumbnail", "c2pa.metadata", "cawg.metadata", "stds.exif", "stds.iptc", "stds.xmp")
+# And of an anonymised picture's, what names the people about it: author, caption, identity.
+IDENTIFYING = ("stds.schema-org", "cawg.identity")
 _LONGEST = 300  # characters of a text by others
 
 
@@ -75,13 +77,15 @@ class RemoteCredentialsError(ProvenanceError):
     """The file only names an address where its credentials are said to be."""
 
 
-def personal_assertions(store: Store) -> tuple[str, ...]:
-    """Addresses of what shows or locates somebody in all manifests of a file: thumbnails and metadata."""
+def personal_assertions(store: Store, *, identifying: bool = False) -> tuple[str, ...]:
+    """Addresses of what shows or locates somebody in all manifests of a file: thumbnails and metadata; with
+    `identifying` also what names somebody."""
+    left_out = PERSONAL + (IDENTIFYING if identifying else ())
     return tuple(
         f"self#jumbf=/c2pa/{label}/c2pa.assertions/{name}"
         for label, manifest in (store.detailed.get("manifests") or {}).items()
         for name in manifest.get("assertion_store") or {}
-        if name.startswith(PERSONAL)
+        if name.startswith(left_out)
     )
 
 
