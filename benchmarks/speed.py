@@ -92,8 +92,9 @@ def stages(swapper: latentswap.Swapper) -> list[tuple[str, object, str]]:
         ("check identity", pipeline, "embed"),
         ("check identity", pipeline, "cut"),
         ("mark", pipeline, "packet"),
-        ("encode, write", pipeline, "encode"),
-        ("encode, write", pipeline, "write_atomic"),
+        ("mark", pipeline, "watermarked"),
+        ("encode", pipeline, "encode"),
+        ("sign, record, write", pipeline, "publish"),
     ]
 
 

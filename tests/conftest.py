@@ -1,12 +1,18 @@
 """Shared fixtures. Every test runs offline, on the weights that `latentswap models fetch` put into the user's cache."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ["LATENTSWAP_OFFLINE"] = "1"
+# Credentials, consents and the job record of the tests are not the user's.
+os.environ["LATENTSWAP_DATA"] = tempfile.mkdtemp(prefix="latentswap-tests-")
+atexit.register(shutil.rmtree, os.environ["LATENTSWAP_DATA"], ignore_errors=True)
 # Workers that each start a thread per core only slow one another down. Set before torch reads it.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))

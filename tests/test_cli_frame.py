@@ -20,6 +20,7 @@ from latentswap.weights.load import save_tensors
 
 # Everything that costs start-up time or could touch the network.
 HEAVY = ("torch", "cv2", "openvino", "httpx2", "unearth", "PIL", "numpy", "tyro", "rich", "filelock", "skimage")
+HEAVY += ("c2pa", "cryptography")
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:

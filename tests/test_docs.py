@@ -10,9 +10,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 from _face_support import astronaut
+from _provenance_support import authority
 
 from latentswap.cli.main import COMMANDS, main
+from latentswap.media.image import as_image
 from latentswap.pipeline import Swapper
+from latentswap.types import Making
 from latentswap.weights.assets import ASSETS, asset_path
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,11 @@ def commands() -> list[str]:
 def folder(tmp_path, monkeypatch, swapper):
     """Where the examples' pictures lie. The Swapper is the tests' own, loaded once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTSWAP_DATA", str(tmp_path / "data"))
+    swapper.write(as_image(astronaut()), "out.png", making=Making(deed="edited"))
+    studio, _ = authority("Studio")
+    (tmp_path / "chain.pem").write_text(studio.chain_pem)
+    (tmp_path / "key.pem").write_text(studio.key_pem or "")
     monkeypatch.setattr(Swapper, "from_pretrained", classmethod(lambda cls, **_: swapper))
     image = PIL.Image.fromarray(astronaut())
     for name in ("pictures", "photos-of-me"):

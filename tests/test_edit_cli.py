@@ -143,7 +143,7 @@ def test_end_to_end(photo, monkeypatch, swapper, capsys):
     torch.testing.assert_close(after, shipped()["yaw"](before, 10) + 0.02)
 
     capsys.readouterr()
-    assert main(["edit", "me.jpg", "-o", "smiling.png", "--edit", "smile=2", "--json"]) == 0
+    assert main(["edit", "me.jpg", "-o", "smiling.png", "--edit", "smile=2", "--no-watermark", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["faces"]) == 1
     pixels = np.asarray(PIL.Image.open("smiling.png")).astype(int)

@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latentswap.errors import LatentSwapError as LatentSwapError
     from latentswap.pipeline import Swapper as Swapper
+    from latentswap.provenance.apply import Marking as Marking
+    from latentswap.provenance.verify import verify as verify
     from latentswap.types import Crop as Crop
     from latentswap.types import Face as Face
     from latentswap.types import Image as Image
@@ -24,9 +26,11 @@ _EXPORTS = {
     "Face": "latentswap.types",
     "Image": "latentswap.types",
     "LatentSwapError": "latentswap.errors",
+    "Marking": "latentswap.provenance.apply",
     "SwapResult": "latentswap.types",
     "Swapper": "latentswap.pipeline",
     "load_tensors": "latentswap.weights.load",
+    "verify": "latentswap.provenance.verify",
     "weights_path": "latentswap.weights.fetch",
 }
 

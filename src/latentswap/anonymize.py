@@ -266,7 +266,8 @@ class Anonymizer:
         if self.replacements is not None:
             for candidacy in people:
                 self.replacements.remember(candidacy.original.embedding_E, candidacy.stranger)
-        return replace(result, report={**result.report, "faces": reports, "anonymised": not result.skipped})
+        report = {**result.report, "faces": reports, "anonymised": not result.skipped}
+        return replace(result, report=report, making=replace(result.making, deed="anonymized"))
 
     def stranger(self, position: int) -> Prepared:
         """The person at a position of the gallery, to be swapped in."""

@@ -1,7 +1,7 @@
 """The networks that the product consists of, loaded together."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class Networks:
     mixer: LatentMixer | None  # None: only for codes, edits and samples
     mean_E: torch.Tensor  # mean identity embedding of generated people: what `centred` subtracts
     shape_model: ShapeModel
+    files: Mapping[str, Path] = field(default_factory=dict)  # what they were loaded from, for an output's credentials
 
 
 def load_trunks(
@@ -91,6 +92,10 @@ def load_networks(
     if mixing is not None and mixer is None and not shares:
         raise UsageError("The shipped mixer was trained in another W space than this generator's; give --mixer FILE.")
     population, _ = load_tensors(asset_path("population"), kind="population")
+    files = {"generator": weights_path("mobilestylegan-ffhq-1024", offline=True) if generator is None else generator}
+    files |= {"identity": weights_path("dlib-resnet-v1", offline=True), "encoder": asset_path("encoder")}
+    if mixing is not None:
+        files["mixer"] = asset_path("mixer") if mixer is None else mixer
     return Networks(
         generator=chosen,
         shipped=shipped,
@@ -102,6 +107,7 @@ def load_networks(
         mixer=None if mixing is None else mixing.to(device),
         mean_E=population["identity.mean_E"].to(device),
         shape_model=default_shape_model(),
+        files={name: Path(path) for name, path in files.items()},
     )
 
 

@@ -1,12 +1,12 @@
 """The main path, top to bottom. Each stage is one function of another module; this file is their order.
 
-bytes → decode → detect → align → swap → paste back → mark → encode → atomic write
+bytes → decode → detect → align → swap → paste back → mark → encode → sign → atomic write
     swap, of LatentSwap: invert → mix → synthesise; of SimSwap: inject → decode
 SOURCE once: decode → detect → align → prepare; then swap many.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -30,9 +30,9 @@ from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.optimise import embed
 from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check_name
 from latentswap.mapping import Mapped, Pair, Source, prepare_map, swap_map
-from latentswap.media.atomic import write_atomic
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
+from latentswap.provenance.apply import Marking, network_hashes, publish, watermarked
 from latentswap.provenance.mark import xmp_packet
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
@@ -50,7 +50,7 @@ from latentswap.swappers.latentswap import (
     to_pixels,
     to_tensor,
 )
-from latentswap.types import Crop, Face, Image, SwapResult
+from latentswap.types import Crop, Face, Image, Making, SwapResult
 from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
@@ -66,6 +66,7 @@ class Inverted:
     prepared: Prepared
     picture: Image
     delta: GeneratorDelta | None = None  # of pivotal tuning
+    making: Making = field(default_factory=lambda: Making(deed="inverted"))  # of the picture
 
 
 class Swapper:
@@ -131,7 +132,10 @@ class Swapper:
         )
         if tuned is not None:
             delta = GeneratorDelta.load(tuned, networks.generator)
-            networks = replace(networks, generator=delta.apply(networks.generator))
+            files = {**networks.files, "tuned": Path(tuned)}
+            networks = replace(networks, generator=delta.apply(networks.generator), files=files)
+        if encoder is not None:
+            networks = replace(networks, files={**networks.files, "encoder": Path(encoder)})
         inverter = None if published is None else PspInverter(published.to(device), networks.generator)
         is_pivotal(networks, inversion, inverter)  # refused before the generator is compiled
         render = make_render(networks, device)
@@ -185,19 +189,21 @@ class Swapper:
         if isinstance(source, str | Path) and Path(source).is_dir():
             source = pictures_in(Path(source), role="SOURCE")
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            prepared = [self.prepare(one, faces=faces, on_step=on_step) for one in source]
-            return self.method.average(prepared)  # pyright: ignore[reportArgumentType] - all are this method's
+            each = [self.prepare(one, faces=faces, on_step=on_step) for one in source]
+            together = self.method.average(each)  # pyright: ignore[reportArgumentType] - all are this method's
+            return replace(together, files=tuple(file for one in each for file in one.files))
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
             return self._code_of(source)
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = self.method.crop(image.pixels, face.mesh_K3)
-        return self.method.prepare(crop, name=image.name, on_step=on_step)
+        return replace(self.method.prepare(crop, name=image.name, on_step=on_step), files=_files(image))
 
     def _code_of(self, path: str | Path) -> Prepared:
         """A file that `invert` or `sample` wrote."""
-        generator = self.latent.networks.generator
-        return Prepared.load(Path(path), num_ws=generator.num_ws, w_dim=generator.w_dim)
+        generator = self.networks.generator
+        prepared = Prepared.load(Path(path), num_ws=generator.num_ws, w_dim=generator.w_dim)
+        return replace(prepared, files=(Path(path).read_bytes(),))
 
     def swap(
         self,
@@ -223,9 +229,10 @@ class Swapper:
         work = self._swapping(strength, layers, edits, edit_when)
         prepared = source if isinstance(source, Source) else self.prepare(source)
         self.check_prepared(prepared)
-        return self._replace(
+        result = self._replace(
             target, faces, on_step, lambda crop, index, step: work(prepared, crop, step), occluders=occluders
         )
+        return replace(result, making=replace(result.making, deed="swapped", sources=prepared.files))
 
     def prepare_map(self, pairs: Sequence[Pair], *, on_step: OnStep = no_progress) -> tuple[Mapped, ...]:
         """People of a TARGET and whose faces they get: (reference, source) pairs, looked at once for many pictures.
@@ -255,7 +262,9 @@ class Swapper:
         if threshold <= 0:
             raise UsageError(f"The threshold is {threshold}; it is a distance above 0, by default {MATCH_DISTANCE}.")
         work = self._swapping(strength, layers, (), "after")
-        return swap_map(self, people, target, work, occluders=occluders, threshold=threshold, on_step=on_step)
+        result = swap_map(self, people, target, work, occluders=occluders, threshold=threshold, on_step=on_step)
+        sources = tuple(file for person in people for file in person.source.files)
+        return replace(result, making=replace(result.making, deed="swapped", sources=sources))
 
     def _swapping(self, strength: float, layers: tuple[int, ...] | None, edits: Edits, edit_when: EditWhen) -> Work:
         """What swaps one crop. Raises UsageError for options that are out of range or not the method's."""
@@ -349,15 +358,40 @@ class Swapper:
             prepared=replace(prepared, w_plus=w_plus),
             picture=Image(pixels=render(w_plus)[0], name=image.name),
             delta=delta,
+            making=Making(deed="inverted", sources=_files(image)),
         )
 
-    def write(self, result: SwapResult | Image, path: str | Path, *, quality: int = 95) -> None:
-        """Encode by the path's suffix, mark as synthetic, write atomically. Raises UsageError and ResourceError."""
-        path = Path(path)
+    def write(
+        self,
+        result: SwapResult | Image | Inverted,
+        path: str | Path,
+        *,
+        quality: int = 95,
+        marking: Marking | None = None,
+        making: Making | None = None,
+    ) -> None:
+        """Mark as synthetic, encode by the path's suffix, sign, record, write atomically.
+
+        marking: which marks, and who signs; all of them, and the user's own credentials, by default. making: how the
+        picture came to be, where that is not what this class did; an Image of `sample` needs none.
+        Raises UsageError, ResourceError, and ProvenanceError when a mark cannot be put on; nothing is written then.
+        """
+        path, marking = Path(path), marking or Marking()
         check_output_path(path)
-        whole = isinstance(result, Image)
-        xmp = packet(whole=whole, method=self.method.name)
-        write_atomic(path, encode(result if whole else result.image, path.suffix, quality=quality, xmp=xmp))
+        consent = None
+        match result:
+            case SwapResult():
+                image, made, consent = result.image, result.making, result.report.get("consent")
+            case Inverted():
+                image, made = result.picture, result.making
+            case _:
+                image, made = result, Making(deed="generated")
+        made = made if making is None else making
+        image, payload = watermarked(image, marking)
+        xmp = packet(whole=made.whole, method=self.method.name)
+        data = encode(image, path.suffix, quality=quality, xmp=xmp)
+        networks = network_hashes(self.networks.files, made)
+        publish(path, data, making=made, marking=marking, payload=payload, networks=networks, consent=consent)
 
     def _replace(
         self,
@@ -416,6 +450,7 @@ class Swapper:
             faces=chosen,
             skipped=tuple(face for face in found if face not in chosen and "not_a_face" not in face.reasons),
             report={"seconds": round(perf_counter() - began, 2), "faces": reports},
+            making=Making(deed="edited", target=image.encoded),
         )
 
     def _mesh(self, pixels: np.ndarray) -> np.ndarray:
@@ -469,6 +504,10 @@ def packet(*, whole: bool, method: str = "latentswap") -> bytes:
         software=f"latentswap {latentswap.__version__}",
         details={"method": method},
     )
+
+
+def _files(image: Image) -> tuple[bytes, ...]:
+    return () if image.encoded is None else (image.encoded,)
 
 
 def read(picture: Picture, *, role: str) -> Image:

@@ -10,6 +10,8 @@ image points to crop points.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +24,7 @@ class Image:
     alpha: np.ndarray | None = None  # uint8 [H, W], carried through to the output
     icc_profile: bytes | None = None  # profile to embed in the output; pixels are sRGB already
     name: str = "image"  # what messages call it: the file's name, without folders
+    encoded: bytes | None = field(default=None, repr=False)  # the file that it was decoded from, for its credentials
 
     @property
     def height(self) -> int:
@@ -65,6 +68,21 @@ class Crop:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Making:
+    """How a picture came to be: what its credentials say of it (`provenance.sign`)."""
+
+    deed: Literal["swapped", "anonymized", "edited", "generated", "inverted"]
+    method: str = "latentswap"
+    target: bytes | Path | None = field(default=None, repr=False)  # the file that was changed; None: pixels of no file
+    sources: tuple[bytes, ...] = field(default=(), repr=False)  # the files that gave the face: pictures or codes
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing in the picture was photographed."""
+        return self.deed in ("generated", "inverted")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SwapResult:
     """A finished picture and what was done to it."""
 
@@ -72,3 +90,4 @@ class SwapResult:
     faces: tuple[Face, ...]  # the faces that were replaced, in the picture's order
     skipped: tuple[Face, ...] = ()  # faces left alone, with their reasons
     report: dict = field(default_factory=dict)  # figures a user may want: identity cosines, seconds, seeds
+    making: Making = field(default_factory=lambda: Making(deed="edited"))

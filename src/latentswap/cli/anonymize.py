@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from latentswap.cli._common import Json
+from latentswap.cli._marks import Sign, Watermark, marking_for
 from latentswap.cli._options import (
     Device,
     Encoder,
@@ -38,6 +39,8 @@ def anonymize(
     generator: Generator = None,
     mixer: Mixer = None,
     faces: Faces = "all",
+    sign: Sign = True,
+    watermark: Watermark = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -68,6 +71,7 @@ def anonymize(
         raise UsageError(f"--memory is {memory}; it names a .safetensors file.")
     jobs = plan(target, out)
     check_faces(faces)
+    marking = marking_for("anonymize", sign=sign, watermark=watermark)
     partly = 0
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "generator": generator, "mixer": mixer}
@@ -90,5 +94,5 @@ def anonymize(
                 job.replacements.save(memory, seed=seed)
             return result
 
-        code = run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+        code = run(swapper, jobs, work, marking=marking, folder=target.is_dir(), as_json=json)
     return code or (NotAnonymisedError.exit_code if partly else 0)

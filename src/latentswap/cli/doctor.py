@@ -39,7 +39,7 @@ def doctor(*, json: Json = False) -> int:
 def check_libraries() -> Iterator[Finding]:
     """Versions of Python and of the libraries that do the work."""
     yield Finding(what="python", status="ok", detail=f"{platform.python_version()} on {platform.platform()}")
-    for package in ("torch", "openvino", "numpy", "opencv-python-headless", "pillow", "safetensors"):
+    for package in ("torch", "openvino", "numpy", "opencv-python-headless", "pillow", "safetensors", "c2pa-python"):
         try:
             yield Finding(what=package, status="ok", detail=importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
@@ -69,6 +69,24 @@ def check_cache() -> Iterator[Finding]:
         yield Finding(what="cache", status="warn", detail=f"{detail}, read-only: nothing can be fetched into it")
     else:
         yield Finding(what="cache", status="ok" if free >= FREE_BYTES_WANTED else "warn", detail=detail)
+
+
+def check_signing() -> Iterator[Finding]:
+    """Who signs outputs, and whether that works today."""
+    from latentswap.errors import ProvenanceError
+    from latentswap.provenance.credentials import credentials_folder, describe, has_credentials, load_credentials
+    from latentswap.provenance.sign import check_credentials
+
+    if not has_credentials():
+        detail = f"none in {credentials_folder()}: local ones are made at the first job"
+        yield Finding(what="credentials", status="warn", detail=detail)
+        return
+    try:
+        check_credentials(load_credentials())
+        about = describe()
+        yield Finding(what="credentials", status="ok", detail=f"{about.name}, valid until {about.not_after:%Y-%m-%d}")
+    except ProvenanceError as error:
+        yield Finding(what="credentials", status="fail", detail=str(error))
 
 
 def check_weights() -> Iterator[Finding]:
@@ -123,6 +141,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_libraries,
     check_processor,
     check_cache,
+    check_signing,
     check_weights,
     check_assets,
     check_generator,

@@ -1,5 +1,6 @@
 """`latentswap edit`: smiles, turned heads, mixed styles: faces changed by their codes."""
 
+import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from latentswap.cli._common import Json, emit, step_progress
+from latentswap.cli._marks import Sign, Watermark, marking_for
 from latentswap.cli._options import (
     Device,
     DirectionFiles,
@@ -48,6 +50,8 @@ def edit(
     tuned: Tuned = None,
     generator: Generator = None,
     faces: Faces = "all",
+    sign: Sign = True,
+    watermark: Watermark = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -70,6 +74,7 @@ def edit(
     edits = read_edits(edit, direction)
     job = _check(inputs, out, sheet=sheet, animate=animate, steps=steps, rows=rows, edits=edits)
     check_faces(faces)
+    marking = marking_for("edit", sign=sign, watermark=watermark)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
         swapper = load(stack, **networks, mixes=False, device=device, offline=offline)
@@ -78,12 +83,13 @@ def edit(
             def work(path: Path, on_step: Any) -> Any:
                 return swapper.edit(path, edits, faces=faces, on_step=on_step)
 
-            return run(swapper, job.photos, work, folder=inputs[0].is_dir(), as_json=json)
+            return run(swapper, job.photos, work, marking=marking, folder=inputs[0].is_dir(), as_json=json)
         bars = stack.enter_context(step_progress())
         codes = [
             swapper.code(path, faces=None if faces == "all" else faces, on_step=bars(path.name)) for path in inputs
         ]
-        _draw(swapper, codes, edits, out, job, bars(out.name))
+        sources = tuple(path.read_bytes() for path in inputs)
+        _draw(swapper, codes, edits, out, job, bars(out.name), marking=marking, sources=sources)
     emit([str(out)], [str(out)], as_json=json)
     return 0
 
@@ -148,22 +154,38 @@ def _check(
     return _Job(what="picture")
 
 
-def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, on_step: Any) -> None:
-    """Make the one file of a job on codes."""
+def _draw(
+    swapper: Any,
+    codes: list[Any],
+    edits: "Edits",
+    out: Path,
+    job: _Job,
+    on_step: Any,
+    *,
+    marking: Any,
+    sources: tuple[bytes, ...],
+) -> None:
+    """Make the one file of a job on codes. sources: the files that the codes come from."""
     from latentswap.edit.directions import apply_edits
     from latentswap.edit.sheets import animate, mixing_sheet, strip, way
-    from latentswap.media.atomic import write_atomic
     from latentswap.pipeline import packet
-    from latentswap.types import Image
+    from latentswap.provenance.apply import network_hashes, publish, watermarked_pixels
+    from latentswap.types import Image, Making
 
     render, edited = swapper.method.render, [apply_edits(ws_BLD, edits) for ws_BLD in codes]
     path = [codes[0], edited[0]] if len(codes) == 1 else edited
+    making = Making(deed="inverted", sources=sources)
     match job.what:
         case "code":
             swapper.method.prepare_code(edited[0], name=out.name).save(out)
             return
         case "animation":
-            write_atomic(out, animate(way(path, job.steps), render, xmp=packet(whole=True), on_step=on_step))
+            payload = marking.payload()
+            marked = functools.partial(watermarked_pixels, payload=payload)
+            xmp = packet(whole=True)
+            moving = animate(way(path, job.steps), render, xmp=xmp, on_step=on_step, finish=marked)
+            networks = network_hashes(swapper.networks.files, making)
+            publish(out, moving, making=making, marking=marking, payload=payload, networks=networks)
             return
         case "way":
             pixels = strip(way(path, job.steps), render, on_step=on_step)
@@ -171,4 +193,4 @@ def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, 
             pixels = mixing_sheet(edited, job.rows, render, on_step=on_step)
         case _:
             pixels = render(edited[0])[0]
-    swapper.write(Image(pixels=pixels, name=out.name), out)
+    swapper.write(Image(pixels=pixels, name=out.name), out, marking=marking, making=making)

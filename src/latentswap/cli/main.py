@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "edit": ("latentswap.cli.edit", "edit", "change a face: smile, pose, eyes, mixed styles, directions from files"),
     "train": ("latentswap.cli.train", "COMMANDS", "train the project's own networks (mixer | population)"),
     "evaluate": ("latentswap.cli.evaluate", "COMMANDS", "measure swaps: identity, pose, expression, seams (pairs)"),
+    "verify": ("latentswap.cli.verify", "verify", "say who signed a picture or video, and what was done to it"),
+    "credentials": ("latentswap.cli.credentials", "COMMANDS", "who signs outputs (init | import | show)"),
     "models": ("latentswap.cli.models", "COMMANDS", "get, convert, describe networks (list | fetch | info | convert)"),
     "doctor": ("latentswap.cli.doctor", "doctor", "check the installation, the cache and the networks"),
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from latentswap.cli._common import Json, emit, step_progress
+from latentswap.cli._marks import NameSource, Sign, Watermark, marking_for
 from latentswap.cli._options import (
     Device,
     Encoder,
@@ -29,6 +30,8 @@ def sample(
     truncation_psi: float = 0.7,
     codes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     generator: Generator = None,
+    sign: Sign = True,
+    watermark: Watermark = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -50,6 +53,7 @@ def sample(
         raise UsageError(f"The output of sample is a folder, not {out}.")
     out.mkdir(parents=True, exist_ok=True)
     check_output_path(out / "seed-0000.png")
+    marking = marking_for("sample", sign=sign, watermark=watermark)
     with ExitStack() as stack:
         inversion = "fast" if generator is None else "tune"  # nothing is inverted: no encoder has to fit
         swapper = load(stack, inversion=inversion, generator=generator, mixes=False, device=device, offline=offline)
@@ -60,7 +64,7 @@ def sample(
         for done, seed in enumerate(numbers, 1):
             paths.append(out / f"seed-{seed:04d}.png")
             (image,) = swapper.sample([seed], truncation_psi=truncation_psi)
-            swapper.write(image, paths[-1])
+            swapper.write(image, paths[-1], marking=marking)
             if codes:
                 w_plus = person(swapper.networks, seed=seed, truncation_psi=truncation_psi)
                 swapper.method.prepare_code(w_plus).save(paths[-1].with_suffix(".safetensors"))
@@ -78,6 +82,9 @@ def invert(
     tuned: Tuned = None,
     generator: Generator = None,
     faces: Faces = "",
+    sign: Sign = True,
+    watermark: Watermark = True,
+    name_source: NameSource = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -101,6 +108,9 @@ def invert(
     if preview is not None:
         check_output_path(preview)
     check_faces(faces)
+    marking = None
+    if preview is not None:
+        marking = marking_for("invert", sign=sign, watermark=watermark, name_source=name_source)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
         swapper = load(stack, **networks, mixes=False, device=device, offline=offline)
@@ -110,7 +120,7 @@ def invert(
         if found.delta is not None:
             found.delta.save(delta)
         if preview is not None:
-            swapper.write(found.picture, preview)
+            swapper.write(found, preview, marking=marking)
     written = (out, delta if found.delta is not None else None, preview)
     paths = [str(path) for path in written if path is not None]
     emit(paths, paths, as_json=json)

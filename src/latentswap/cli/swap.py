@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
+from latentswap.cli._marks import NameSource, Sign, Watermark, marking_for
 from latentswap.cli._options import (
     Device,
     DirectionFiles,
@@ -56,6 +57,9 @@ def swap(
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",
+    sign: Sign = True,
+    watermark: Watermark = True,
+    name_source: NameSource = True,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -87,6 +91,7 @@ def swap(
         raise UsageError(f"Method {method} has no latent codes; leave out --edit and --layers.")
     jobs = plan(target, out)
     check_faces(faces, source_face)
+    marking = marking_for("swap", sign=sign, watermark=watermark, name_source=name_source)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
         networks |= {"method": method, "generator": generator, "mixer": mixer, "identity": identity}
@@ -103,7 +108,7 @@ def swap(
                 return swapper.swap_map(mapped, path, **options)
             return swapper.swap(prepared, path, faces=faces, edits=edits, edit_when=edit_when, **options)
 
-        return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+        return run(swapper, jobs, work, marking=marking, folder=target.is_dir(), as_json=json)
 
 
 def like(report: dict[str, Any]) -> str:
@@ -154,6 +159,7 @@ def run(
     jobs: list[tuple[Path, Path]],
     work: Callable[[Path, Callable[[int, int], None]], Any],
     *,
+    marking: Any,
     folder: bool,
     as_json: bool,
 ) -> int:
@@ -166,7 +172,7 @@ def run(
             try:
                 with output_lock(out):
                     result = work(path, bars(path.name))
-                    swapper.write(result, out)
+                    swapper.write(result, out, marking=marking)
             except LatentSwapError as error:
                 if not folder:
                     raise

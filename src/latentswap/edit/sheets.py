@@ -74,13 +74,15 @@ def animate(
     size: int = FRAME,
     quality: int = 85,
     on_step: OnStep = no_progress,
+    finish: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
 ) -> bytes:
-    """An animated WebP that runs through the codes and back, endlessly. `xmp`: its mark.
+    """An animated WebP that runs through the codes and back, endlessly. xmp: its mark. finish: done to every frame's
+    pixels.
 
     WebP carries the mark, and browsers play it; of the dependencies only OpenCV writes video, MPEG-4 part 2 or VP9
     without any metadata.
     """
-    frames = [PIL.Image.fromarray(pixels) for pixels in _pictures(codes, render, size, on_step)]
+    frames = [PIL.Image.fromarray(finish(pixels)) for pixels in _pictures(codes, render, size, on_step)]
     frames += frames[-2:0:-1]
     out = io.BytesIO()
     first, *rest = frames

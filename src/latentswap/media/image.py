@@ -99,6 +99,7 @@ def decode(
         alpha=alpha_HW,
         icc_profile=srgb_profile() if profile else None,
         name=_printable(name or "image"),
+        encoded=data,
     )
 
 

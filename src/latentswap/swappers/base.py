@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class Prepared:
     crop: Crop | None = None  # the photograph's; never saved
     name: str = "source"
     synthetic: bool = False  # True: a person who does not exist
+    files: tuple[bytes, ...] = field(default=(), repr=False)  # what was looked at, for credentials; never saved
 
     def save(self, path: Path) -> None:
         """Write to safetensors: `latentswap swap` takes such a file in place of the SOURCE picture."""

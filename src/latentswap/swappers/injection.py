@@ -33,6 +33,7 @@ class Identity:
 
     embedding: torch.Tensor  # [1, E], unit length
     name: str = "source"
+    files: tuple[bytes, ...] = ()  # as in `Prepared`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
