@@ -89,8 +89,8 @@ def soft_bits(values: np.ndarray, shift: tuple[float, float] = (0.0, 0.0)) -> np
     """
     layout = _layout()
     if shift != (0.0, 0.0):
-        ky, kx = np.divmod(layout.at, TILE // 2 + 1)
-        values = values * np.exp(2j * np.pi / TILE * (ky * shift[0] + kx * shift[1]))
+        turns = (layout.row * shift[0] + layout.column * shift[1]) / TILE
+        values = values * np.exp(2j * np.pi * turns)
     sums = np.bincount(layout.owner, np.concatenate([values.real, values.imag]) * layout.signs, CODE_BITS + 1)
     return sums[:CODE_BITS] / np.sqrt(layout.per_bit / 2)
 
@@ -123,8 +123,8 @@ class _Layout:
     """Which Fourier coefficient says what."""
 
     at: np.ndarray  # [K] index into a flat rfft2 of a tile
-    row: np.ndarray  # [K] of an rfft2 of twice the size
-    column: np.ndarray
+    row: np.ndarray  # [K] cycles a tile, −46 … 46
+    column: np.ndarray  # [K] 1 … 46
     ring: np.ndarray  # [K]
     owner: np.ndarray  # [2K] code bit, or CODE_BITS for the pilot, of the real and then of the imaginary parts
     signs: np.ndarray  # [2K] ±1
@@ -147,7 +147,7 @@ def _layout() -> _Layout:
     mark = signs * (owner == CODE_BITS)
     return _Layout(
         at=at,
-        row=ky.reshape(-1)[at].astype(int) % (2 * TILE),
+        row=ky.reshape(-1)[at].astype(int),
         column=kx.reshape(-1)[at],
         ring=((radius[at] - _LOW) // _RING).astype(int),
         owner=owner,
