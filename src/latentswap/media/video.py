@@ -157,9 +157,7 @@ class VideoReader:
             )
 
 
-def read_video(
-    path: str | os.PathLike[str], *, role: str = "video", limits: Limits | None = None
-) -> VideoReader:
+def read_video(path: str | os.PathLike[str], *, role: str = "video", limits: Limits | None = None) -> VideoReader:
     """Open a video and check what its header says, before any frame is decoded.
 
     Reads MP4, MOV, Matroska, WebM and AVI: the content decides, not the suffix. A rotation that the file asks for is

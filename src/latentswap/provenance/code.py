@@ -25,7 +25,7 @@ def encode_payload(payload: int) -> np.ndarray:
     """The 256 code bits of a payload, as float32 [256] of ±1. Raises ValueError outside of 0 … 2³² − 1."""
     if not 0 <= payload < 1 << PAYLOAD_BITS:
         raise ValueError(f"the payload {payload} does not fit in {PAYLOAD_BITS} bits")
-    message = payload << CHECK_BITS | _crc(payload)
+    message = payload << CHECK_BITS | check_of(payload)
     state, out = 0, np.empty((_STEPS, len(_GENERATORS)), np.float32)
     for step in range(_STEPS):
         at = PAYLOAD_BITS + CHECK_BITS - 1 - step
@@ -37,15 +37,24 @@ def encode_payload(payload: int) -> np.ndarray:
 
 
 def decode_payload(soft: np.ndarray) -> int | None:
-    """The payload of soft code bits [256] (sign: the bit, size: how sure), or None where the check fails."""
+    """The payload of soft code bits [256] (sign: the bit, size: how sure), or None where the check fails.
+
+    Values that are not finite, or all zero, say nothing.
+    """
+    if not np.isfinite(soft).all() or not soft.any():
+        return None
+    payload, check = most_likely(soft)
+    return payload if check == check_of(payload) else None
+
+
+def most_likely(soft: np.ndarray) -> tuple[int, int]:
+    """The payload [32 bits] that soft code bits [256] speak for most, and the check [24 bits] that came with it, be it
+    right or wrong."""
     order, scramble = _shuffle()
     values = np.zeros(CODE_BITS)
     values[order] = soft * scramble
-    if not np.isfinite(values).all() or not values.any():
-        return None
     message = _viterbi(values.reshape(_STEPS, len(_GENERATORS))) >> _MEMORY
-    payload = message >> CHECK_BITS
-    return payload if message & (1 << CHECK_BITS) - 1 == _crc(payload) else None
+    return message >> CHECK_BITS, message & (1 << CHECK_BITS) - 1
 
 
 def keyed(name: str, count: int) -> np.ndarray:
@@ -86,7 +95,8 @@ def _shuffle() -> tuple[np.ndarray, np.ndarray]:
     return order, (1 - 2 * (keyed("scrambler", CODE_BITS) & 1).astype(np.int64)).astype(np.float32)
 
 
-def _crc(payload: int) -> int:
+def check_of(payload: int) -> int:
+    """The check [24 bits] of a payload."""
     value = _CRC_START
     for byte in payload.to_bytes(4, "big"):
         value ^= byte << 16

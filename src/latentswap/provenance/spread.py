@@ -49,7 +49,7 @@ def to_cells(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def residual(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(what is fine at a cell over how busy its surroundings are, within ±2; that busyness in levels), float32 [R, C]."""
+    """What is fine at a cell over how busy its surroundings are, within ±2, and that busyness in levels; float32 [R, C]."""
     fine = cells - cv2.GaussianBlur(cells, (0, 0), _FINE)
     busy = cv2.sqrt(cv2.max(cv2.boxFilter(fine * fine, -1, (_AROUND, _AROUND)), 0))
     return np.clip(fine / (busy + _CALM), -_BOUND, _BOUND), busy
@@ -95,15 +95,15 @@ def soft_bits(values: np.ndarray, shift: tuple[float, float] = (0.0, 0.0)) -> np
     return sums[:CODE_BITS] / np.sqrt(layout.per_bit / 2)
 
 
-def pilot_fit(values: np.ndarray) -> np.ndarray:
-    """How well the pilot fits coefficients [K] at each shift, in half cells, [2T, 2T].
+def pilot_fit(values: np.ndarray, *, parts: int = 1) -> np.ndarray:
+    """How well the pilot fits coefficients [K] at each shift, in cells or `parts` of cells, [parts · T, parts · T].
 
     For a picture without the mark: normal values of variance one, not independent.
     """
-    layout = _layout()
-    half = np.zeros((2 * TILE, TILE + 1), complex)
-    half[layout.row, layout.column] = values * layout.pilot.conj()
-    return np.fft.irfft2(half, (2 * TILE, 2 * TILE)) * (2 * TILE * TILE / np.sqrt(layout.pilots / 2))
+    layout, side = _layout(), parts * TILE
+    half = np.zeros((side, side // 2 + 1), complex)
+    half[layout.row % side, layout.column] = values * layout.pilot.conj()
+    return np.fft.irfft2(half, (side, side)) * (side * side / 2 / np.sqrt(layout.pilots / 2))
 
 
 def pattern(bits: np.ndarray, pilot: float) -> np.ndarray:

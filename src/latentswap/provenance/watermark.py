@@ -1,8 +1,8 @@
 """The invisible watermark: 32 bits in the pixels themselves, for programs that strip metadata.
 
-`embed` writes it and reads it back at once; `detect` is the free detector, which needs no key but the public one. What it
-survives and what not is measured in docs/watermark.md. It is a statement, not a proof: who knows how it works can
-take it out or write it into a picture of his own.
+`embed` writes it and reads it back at once; `detect` is the free detector, which needs no key but the public one. What
+it survives and what not is measured in docs/watermark.md. It is a statement, not a proof: who knows how it works can take
+it out, or write it into another picture.
 
 The signal is that of `spread`, the code that of `code`. Nothing here needs a network or a model.
 """
@@ -31,7 +31,7 @@ _EVEN, _LEAST, _MOST = 0.9, 0.5, 1.8  # how far the code bits are brought to one
 _ENOUGH = 1.2  # mean size of the code bits that a written picture should show
 _LADDER = (1.0, 1.5, 2.2, 3.3)  # of the strength, until a picture shows it
 
-_SCALES = np.exp(np.arange(np.log(0.4), np.log(1.6), 0.008))  # shorter side of a crop, in those of the whole
+_SCALES = np.exp(np.arange(np.log(0.3), np.log(1.6), 0.008))  # shorter side of a crop, in those of the whole
 _FINER = (0.996, 0.998, 1.0, 1.002, 1.004)
 _CANDIDATES = 4  # crops that are decoded
 _SEARCHED_SIDE = 512  # pixels of the shorter side, at most, in which crops are searched
@@ -63,7 +63,7 @@ def payload_for(version: str, job: str) -> int:
     Version numbers beyond their bits are written as the highest; what follows the numbers ("0.2.0.dev1") is left out.
     """
     numbers = [int(n) for n in re.findall(r"\d+", version)[:3]]
-    major, minor, patch = (numbers + [0, 0, 0])[:3]
+    major, minor, patch = [*numbers, 0, 0, 0][:3]
     job_bits = int.from_bytes(hashlib.sha256(job.encode()).digest()[:2], "big")
     return TOOL << 28 | min(major, 7) << 25 | min(minor, 31) << 20 | min(patch, 15) << 16 | job_bits
 
@@ -97,8 +97,8 @@ def embed(pixels: np.ndarray, payload: int, *, strength: float = STRENGTH) -> np
         strength: 1 is about 44 dB on portraits. Raised where the payload would not be read surely, but never below
             a peak signal-to-noise ratio of 38.5 dB.
 
-    Returns uint8 [H, W, 3]. Raises ProvenanceError for a picture that cannot carry it: smaller than about 100 pixels, or
-    nearly all of it black or white.
+    Returns uint8 [H, W, 3]. Raises ValueError for a payload that is not 32 bits, and ProvenanceError for a picture that
+    cannot carry it: smaller than about 80 pixels, or nearly all of it black or white.
     """
     bits = encode_payload(payload)
     best, most = None, 0.0
@@ -127,7 +127,7 @@ def embed_frame(pixels: np.ndarray, payload: int, *, strength: float = STRENGTH)
 def detect(pixels: np.ndarray, *, search: bool = True) -> Detection:
     """Look for the watermark in uint8 [H, W, 3], RGB.
 
-    search: where the picture as a whole does not show it, look for crops of at least about half of a marked picture's
+    search: where the picture as a whole does not show it, look for crops of a third or more of a marked picture's
     sides, for frames around one, and for mirrored ones; takes about a second.
     """
     return detect_frames([pixels], search=search)
@@ -203,7 +203,7 @@ def _search(planes: list[np.ndarray]) -> Detection:
     places = []
     for scale in _SCALES:
         tile = _tile(planes, scale)
-        places += [(_place(spread.spectrum(_mirrored(tile, m)))[0], scale, m) for m in (False, True)]
+        places += [(spread.pilot_fit(spread.spectrum(_mirrored(tile, m))).max(), scale, m) for m in (False, True)]
     places.sort(reverse=True)
     for _, scale, mirrored in places[:_CANDIDATES]:
         near = [spread.spectrum(_mirrored(_tile(planes, scale * finer), mirrored)) for finer in _FINER]
@@ -225,6 +225,6 @@ def _mirrored(tile: np.ndarray, mirrored: bool) -> np.ndarray:
 
 def _place(values: np.ndarray) -> tuple[float, tuple[float, float]]:
     """(fit, shift in cells) of the pilot's best place."""
-    fit = spread.pilot_fit(values)
+    fit = spread.pilot_fit(values, parts=2)
     row, column = np.unravel_index(int(np.argmax(fit)), fit.shape)
     return float(fit[row, column]), (int(row) / 2, int(column) / 2)
