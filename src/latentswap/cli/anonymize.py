@@ -15,10 +15,13 @@ from latentswap.cli._options import (
     Faces,
     Generator,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Mixer,
     Offline,
     Output,
     check_seed,
+    label_words,
 )
 from latentswap.cli.swap import check_faces, load, plan, run
 from latentswap.errors import UsageError
@@ -38,6 +41,8 @@ def anonymize(
     generator: Generator = None,
     mixer: Mixer = None,
     faces: Faces = "all",
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -67,6 +72,7 @@ def anonymize(
     if memory is not None and memory.suffix != ".safetensors":
         raise UsageError(f"--memory is {memory}; it names a .safetensors file.")
     jobs = plan(target, out)
+    words = label_words(label, label_text)
     check_faces(faces)
     partly = 0
     with ExitStack() as stack:
@@ -90,5 +96,5 @@ def anonymize(
                 job.replacements.save(memory, seed=seed)
             return result
 
-        code = run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+        code = run(swapper, jobs, work, folder=target.is_dir(), label=words, as_json=json)
     return code or (NotAnonymisedError.exit_code if partly else 0)

@@ -16,9 +16,12 @@ from latentswap.cli._options import (
     Faces,
     Generator,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Offline,
     Output,
     Tuned,
+    label_words,
     parse_numbers,
     read_edits,
 )
@@ -48,6 +51,8 @@ def edit(
     tuned: Tuned = None,
     generator: Generator = None,
     faces: Faces = "all",
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -69,6 +74,9 @@ def edit(
     """
     edits = read_edits(edit, direction)
     job = _check(inputs, out, sheet=sheet, animate=animate, steps=steps, rows=rows, edits=edits)
+    words = label_words(label, label_text, generated=job.photos is None)
+    if words is not None and job.what == "code":
+        raise UsageError("--label writes on pictures, and the output is a code; leave it out.")
     check_faces(faces)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
@@ -78,12 +86,12 @@ def edit(
             def work(path: Path, on_step: Any) -> Any:
                 return swapper.edit(path, edits, faces=faces, on_step=on_step)
 
-            return run(swapper, job.photos, work, folder=inputs[0].is_dir(), as_json=json)
+            return run(swapper, job.photos, work, folder=inputs[0].is_dir(), label=words, as_json=json)
         bars = stack.enter_context(step_progress())
         codes = [
             swapper.code(path, faces=None if faces == "all" else faces, on_step=bars(path.name)) for path in inputs
         ]
-        _draw(swapper, codes, edits, out, job, bars(out.name))
+        _draw(swapper, codes, edits, out, job, bars(out.name), words)
     emit([str(out)], [str(out)], as_json=json)
     return 0
 
@@ -148,12 +156,15 @@ def _check(
     return _Job(what="picture")
 
 
-def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, on_step: Any) -> None:
+def _draw(
+    swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, on_step: Any, label: str | None
+) -> None:
     """Make the one file of a job on codes."""
     from latentswap.edit.directions import apply_edits
     from latentswap.edit.sheets import animate, mixing_sheet, strip, way
     from latentswap.media.atomic import write_atomic
     from latentswap.pipeline import packet
+    from latentswap.provenance.label import draw_label, labelled
     from latentswap.types import Image
 
     render, edited = swapper.method.render, [apply_edits(ws_BLD, edits) for ws_BLD in codes]
@@ -163,7 +174,11 @@ def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, 
             swapper.method.prepare_code(edited[0], name=out.name).save(out)
             return
         case "animation":
-            write_atomic(out, animate(way(path, job.steps), render, xmp=packet(whole=True), on_step=on_step))
+
+            def drawn(ws_BLD: Any) -> Any:
+                return render(ws_BLD) if label is None else draw_label(render(ws_BLD)[0], (), label)[None]
+
+            write_atomic(out, animate(way(path, job.steps), drawn, xmp=packet(whole=True), on_step=on_step))
             return
         case "way":
             pixels = strip(way(path, job.steps), render, on_step=on_step)
@@ -171,4 +186,4 @@ def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, 
             pixels = mixing_sheet(edited, job.rows, render, on_step=on_step)
         case _:
             pixels = render(edited[0])[0]
-    swapper.write(Image(pixels=pixels, name=out.name), out)
+    swapper.write(labelled(Image(pixels=pixels, name=out.name), label), out)

@@ -17,6 +17,8 @@ from latentswap.cli._options import (
     Faces,
     Generator,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Layers,
     Mixer,
     Offline,
@@ -24,6 +26,7 @@ from latentswap.cli._options import (
     Strength,
     Tuned,
     check_strength,
+    label_words,
     parse_numbers,
     read_edits,
 )
@@ -49,6 +52,8 @@ def swap(
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -68,6 +73,7 @@ def swap(
     edits = read_edits(edit, direction)
     rows = None if layers is None else parse_numbers(layers, what="--layers", highest=63)
     jobs = plan(target, out)
+    words = label_words(label, label_text)
     check_faces(faces, source_face)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
@@ -80,7 +86,7 @@ def swap(
             options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
             return swapper.swap(prepared, path, **options, edits=edits, edit_when=edit_when, on_step=on_step)
 
-        return run(swapper, jobs, work, folder=target.is_dir(), as_json=json)
+        return run(swapper, jobs, work, folder=target.is_dir(), label=words, as_json=json)
 
 
 def plan(target: Path, out: Path) -> list[tuple[Path, Path]]:
@@ -126,9 +132,14 @@ def run(
     *,
     folder: bool,
     as_json: bool,
+    label: str | None = None,
 ) -> int:
-    """Do the jobs one after the other. In a folder a picture that cannot be used is reported and passed over."""
+    """Do the jobs one after the other. In a folder a picture that cannot be used is reported and passed over.
+
+    label: words to write on the pictures.
+    """
     from latentswap.media.atomic import output_lock
+    from latentswap.provenance.label import labelled
 
     done, lines, worst = [], [], 0
     with step_progress() as bars:
@@ -136,7 +147,7 @@ def run(
             try:
                 with output_lock(out):
                     result = work(path, bars(path.name))
-                    swapper.write(result, out)
+                    swapper.write(labelled(result, label), out)
             except LatentSwapError as error:
                 if not folder:
                     raise

@@ -76,7 +76,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The name of an empty private file to write, for those that write a file by its name (a video library, a signer).
 
     The file lies in the folder of `path`. When the block ends it is brought to the disk and takes the name `path` in
-    one step; when the block fails it is removed. Permissions, and what is left on a failure, are as with `write_atomic`.
+    one step; when the block fails it is removed. Permissions, and what a failure leaves, are as with `write_atomic`.
 
     Raises:
         UsageError: as `check_destination`.

@@ -108,7 +108,7 @@ class VideoReader:
                 yield VideoFrame(pixels=self._pixels(frame, number), pts=self._pts(frame))
         except FFmpegError as error:
             raise BadInputError(
-                f"{self._label} is damaged or cut off after frame {number} ({_reason(error)}); repair or export it again"
+                f"{self._label} is damaged or cut off after frame {number} ({_reason(error)}); export it again"
             ) from error
         except MemoryError:
             raise ResourceError(f"not enough memory to decode {self._label}; use a smaller video") from None
@@ -141,8 +141,9 @@ class VideoReader:
         pts = frame.pts if frame.pts is not None else frame.dts
         if pts is None:
             pts = 0 if self._last is None else self._last + step
-        self._last = pts if self._last is None else max(pts, self._last + 1)
-        return self._last
+        pts = pts if self._last is None else max(pts, self._last + 1)
+        self._last = pts
+        return pts
 
     def _check_end(self, number: int) -> None:
         stated = _stream_seconds(self._stream)
@@ -249,7 +250,8 @@ class VideoWriter:
         check_video_output(path)
         if not 0 <= crf <= 51:
             raise UsageError(f"crf is {crf}; it runs from 0 (lossless) to 51 (worst)")
-        self.path, self.info, self.frames, self.dropped = Path(path), info, 0, ()
+        self.path, self.info, self.frames = Path(path), info, 0
+        self.dropped: tuple[str, ...] = ()
         self._crf, self._preset, self._finish = crf, preset, finish
         self._sound = None if sound is None else Path(sound)
         self._stack = ExitStack()

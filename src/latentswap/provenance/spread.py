@@ -2,7 +2,7 @@
 
 Every picture is looked at in cells: it is resized until its shorter side is 256 cells, so the mark does not know how
 many pixels it was written in. The pattern is noise of 18 to 92 cycles a shorter side. Each of its Fourier coefficients
-belongs, by a public key, to one code bit or to the pilot, which says where the pattern begins once a picture was cropped.
+belongs, by a public key, to one code bit or to the pilot, which says where the pattern begins in a cropped picture.
 
     picture → luma in cells → residual: what is fine, over how busy the place is, bounded → fold → Fourier → soft bits
 
@@ -49,9 +49,12 @@ def to_cells(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def residual(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is fine at a cell over how busy its surroundings are, within ±2, and that busyness in levels; float32 [R, C]."""
+    """What is fine at a cell over how busy its surroundings are, within ±2; that busyness, in levels. float32 [R, C].
+
+    Fine is what a Gaussian blur of 1.5 cells leaves out; busyness its root mean square in 7 × 7 cells.
+    """
     fine = cells - cv2.GaussianBlur(cells, (0, 0), _FINE)
-    busy = cv2.sqrt(cv2.max(cv2.boxFilter(fine * fine, -1, (_AROUND, _AROUND)), 0))
+    busy = np.sqrt(np.maximum(cv2.boxFilter(fine * fine, -1, (_AROUND, _AROUND)), 0))
     return np.clip(fine / (busy + _CALM), -_BOUND, _BOUND), busy
 
 
@@ -80,6 +83,11 @@ def spectrum(tile: np.ndarray) -> np.ndarray:
     return values / np.sqrt(np.maximum(power, 1e-9))[layout.ring]
 
 
+def mirrored(values: np.ndarray) -> np.ndarray:
+    """The coefficients [K] of the tile seen in a mirror, left and right exchanged, but for its place."""
+    return values[_layout().opposite].conj()
+
+
 def soft_bits(values: np.ndarray, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """The code bits [256] in coefficients [K]: their sign, and how sure it is.
 
@@ -91,7 +99,8 @@ def soft_bits(values: np.ndarray, shift: tuple[float, float] = (0.0, 0.0)) -> np
     if shift != (0.0, 0.0):
         turns = (layout.row * shift[0] + layout.column * shift[1]) / TILE
         values = values * np.exp(2j * np.pi * turns)
-    sums = np.bincount(layout.owner, np.concatenate([values.real, values.imag]) * layout.signs, CODE_BITS + 1)
+    numbers = np.concatenate([np.real(values), np.imag(values)]) * layout.signs
+    sums = np.bincount(layout.owner, numbers, CODE_BITS + 1)
     return sums[:CODE_BITS] / np.sqrt(layout.per_bit / 2)
 
 
@@ -125,6 +134,7 @@ class _Layout:
     at: np.ndarray  # [K] index into a flat rfft2 of a tile
     row: np.ndarray  # [K] cycles a tile, −46 … 46
     column: np.ndarray  # [K] 1 … 46
+    opposite: np.ndarray  # [K] which coefficient has the row's other sign
     ring: np.ndarray  # [K]
     owner: np.ndarray  # [2K] code bit, or CODE_BITS for the pilot, of the real and then of the imaginary parts
     signs: np.ndarray  # [2K] ±1
@@ -144,11 +154,14 @@ def _layout() -> _Layout:
     owner = np.full(count, CODE_BITS)
     owner[order[: per_bit * CODE_BITS]] = np.arange(per_bit * CODE_BITS) % CODE_BITS
     signs = 1.0 - 2 * (keyed("signs", count) & np.uint64(1)).astype(float)
+    rows, columns = ky.reshape(-1)[at].astype(int), kx.reshape(-1)[at]
+    found = {place: index for index, place in enumerate(zip(rows, columns, strict=True))}
     mark = signs * (owner == CODE_BITS)
     return _Layout(
         at=at,
-        row=ky.reshape(-1)[at].astype(int),
-        column=kx.reshape(-1)[at],
+        row=rows,
+        column=columns,
+        opposite=np.array([found[-row, column] for row, column in zip(rows, columns, strict=True)]),
         ring=((radius[at] - _LOW) // _RING).astype(int),
         owner=owner,
         signs=signs,

@@ -1,8 +1,8 @@
 """The invisible watermark: 32 bits in the pixels themselves, for programs that strip metadata.
 
 `embed` writes it and reads it back at once; `detect` is the free detector, which needs no key but the public one. What
-it survives and what not is measured in docs/watermark.md. It is a statement, not a proof: who knows how it works can take
-it out, or write it into another picture.
+it survives and what not is measured in docs/watermark.md. It is a statement, not a proof: who knows how it works can
+take it out, or write it into another picture.
 
 The signal is that of `spread`, the code that of `code`. Nothing here needs a network or a model.
 """
@@ -167,7 +167,7 @@ def _write(pixels: np.ndarray, bits: np.ndarray, strength: float) -> np.ndarray:
     change = spread.repeated(spread.pattern(even, 1.0), shape) * amount
     allowed = 255 * 10 ** (-MIN_PSNR / 20)
     change *= min(1.0, allowed / max(float(np.sqrt(np.mean(change * change))), 1e-9))
-    lifted = cv2.add(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC), 128.0, dtype=cv2.CV_8U)
+    lifted = cv2.convertScaleAbs(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC), beta=128)
     return cv2.addWeighted(pixels, 1.0, cv2.merge([lifted] * 3), 1.0, -128.0)
 
 
@@ -194,33 +194,30 @@ def _decode(values: np.ndarray, *, cropped: bool = False) -> Detection:
 
 
 def _reduced(plane: np.ndarray) -> np.ndarray:
-    shorter = min(plane.shape)
-    return plane if shorter <= _SEARCHED_SIDE else spread.to_cells(plane, spread.grid_shape(*plane.shape, cells=512))
+    rows, columns = spread.grid_shape(*plane.shape, cells=_SEARCHED_SIDE)
+    return plane if rows >= plane.shape[0] else cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def _search(planes: list[np.ndarray]) -> Detection:
     """The pilot's best places over scales, shifts and mirroring, looked at more finely and decoded."""
     places = []
     for scale in _SCALES:
-        tile = _tile(planes, scale)
-        places += [(spread.pilot_fit(spread.spectrum(_mirrored(tile, m))).max(), scale, m) for m in (False, True)]
+        both = _spectra(planes, scale)
+        places += [(spread.pilot_fit(values).max(), scale, side) for side, values in enumerate(both)]
     places.sort(reverse=True)
-    for _, scale, mirrored in places[:_CANDIDATES]:
-        near = [spread.spectrum(_mirrored(_tile(planes, scale * finer), mirrored)) for finer in _FINER]
+    for _, scale, side in places[:_CANDIDATES]:
+        near = [_spectra(planes, scale * finer)[side] for finer in _FINER]
         _, shift, values = max(((*_place(values), values) for values in near), key=lambda place: place[0])
         if (found := _decode(spread.soft_bits(values, shift), cropped=True)).found:
             return found
     return _NOTHING
 
 
-def _tile(planes: list[np.ndarray], scale: float) -> np.ndarray:
-    """The planes folded, their shorter side taken for `scale` of the whole picture's."""
+def _spectra(planes: list[np.ndarray], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [K] of the planes, as they are and mirrored, their shorter side taken for `scale` of the whole's."""
     shape = spread.grid_shape(*planes[0].shape, cells=spread.CELLS * scale)
-    return np.sum([_folded(plane, shape) for plane in planes], 0)
-
-
-def _mirrored(tile: np.ndarray, mirrored: bool) -> np.ndarray:
-    return tile[:, ::-1] if mirrored else tile
+    values = spread.spectrum(np.sum([_folded(plane, shape) for plane in planes], 0))
+    return values, spread.mirrored(values)
 
 
 def _place(values: np.ndarray) -> tuple[float, tuple[float, float]]:
