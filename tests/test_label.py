@@ -113,6 +113,7 @@ def test_the_command_line_refuses_it_before_any_model_loads(tmp_path, capsys) ->
     assert "--label" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_swap_is_labelled_by_the_option(tmp_path, monkeypatch, swapper) -> None:
     import PIL.Image
 

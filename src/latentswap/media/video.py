@@ -20,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from latentswap.errors import BadInputError, ResourceError, TooLargeError, UnsupportedMediaError, UsageError
 from latentswap.media.atomic import check_destination, replacing
@@ -34,6 +34,10 @@ _PQ, _HLG = 16, 18  # transfer characteristics of ITU-T H.273 that say HDR
 _BT709, _MPEG_RANGE, _JPEG_RANGE = 1, 1, 2
 _MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601}
 _MATRICES |= {7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+# Without these, FFmpeg's conversion between YUV and RGB darkens a picture by more than a level each way.
+_EXACT = (
+    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
 _HD_HEIGHT = 720  # from here on a video that does not name its matrix is taken for BT.709, below for BT.601
 _TRUNCATED = 0.5  # seconds of a stream that may be missing at its end
 
@@ -131,6 +135,7 @@ class VideoReader:
             src_colorspace=matrix,
             src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
             dst_color_range=ColorRange.JPEG,
+            interpolation=_EXACT,
         )
         pixels = rgb.to_ndarray()
         return np.ascontiguousarray(np.rot90(pixels, self.info.rotation // 90)) if self.info.rotation else pixels
@@ -191,7 +196,7 @@ def read_video(path: str | os.PathLike[str], *, role: str = "video", limits: Lim
         info = _info(path, container, stream, label, limits)
         entries = getattr(stream, "index_entries", None)
         listed = "mp4" in container.format.name and bool(entries)  # in the header, so a cut shows before it is reached
-        if listed and (end := max(entry.pos + entry.size for entry in entries)) > size:
+        if listed and (end := max(entry.pos + entry.size for entry in entries or ())) > size:
             raise BadInputError(f"{label} is cut off: it has {size:,} bytes of at least {end:,}; copy it again")
         if container.format.name == "avi" and (end := _riff_size(path)) > size:
             raise BadInputError(f"{label} is cut off: it has {size:,} bytes of {end:,}; copy it again")
@@ -295,6 +300,7 @@ class VideoWriter:
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
+            interpolation=_EXACT,
         )
         frame.pts, frame.time_base = pts, self.info.time_base
         self._copier.copy_until(float(pts * self.info.time_base))
