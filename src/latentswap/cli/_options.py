@@ -74,6 +74,10 @@ DirectionFiles = Annotated[
 ]
 Device = Annotated[str, tyro.conf.arg(help="cpu, or a torch device such as cuda")]
 Offline = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="do not use the network")]
+Label = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="write AI-modified on the picture, where it hides no face")
+]
+LabelText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help="the same with words of yours")]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")]
 
 
@@ -132,6 +136,17 @@ def check_strength(strength: float) -> None:
     """Refuse a strength out of range before any model loads."""
     if not 0 <= strength <= 1:
         raise UsageError(f"--strength is {strength}; it runs from 0 (the target) to 1 (the swap).")
+
+
+def label_words(label: bool, text: str | None, *, generated: bool = False) -> str | None:
+    """What `--label` and `--label-text` ask for, or None; refused before any model loads if it cannot be drawn."""
+    if text is None and not label:
+        return None
+    from latentswap.provenance.label import GENERATED, MODIFIED, check_text
+
+    text = (GENERATED if generated else MODIFIED) if text is None else text
+    check_text(text)
+    return text
 
 
 def check_seed(seed: int) -> None:

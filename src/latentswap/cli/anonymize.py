@@ -16,10 +16,13 @@ from latentswap.cli._options import (
     Faces,
     Generator,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Mixer,
     Offline,
     Output,
     check_seed,
+    label_words,
 )
 from latentswap.cli.swap import check_faces, load, plan, run
 from latentswap.errors import UsageError
@@ -41,6 +44,8 @@ def anonymize(
     faces: Faces = "all",
     sign: Sign = True,
     watermark: Watermark = True,
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -70,6 +75,7 @@ def anonymize(
     if memory is not None and memory.suffix != ".safetensors":
         raise UsageError(f"--memory is {memory}; it names a .safetensors file.")
     jobs = plan(target, out)
+    words = label_words(label, label_text)
     check_faces(faces)
     marking = marking_for("anonymize", sign=sign, watermark=watermark)
     partly = 0
@@ -94,5 +100,5 @@ def anonymize(
                 job.replacements.save(memory, seed=seed)
             return result
 
-        code = run(swapper, jobs, work, marking=marking, folder=target.is_dir(), as_json=json)
+        code = run(swapper, jobs, work, marking=marking, folder=target.is_dir(), label=words, as_json=json)
     return code or (NotAnonymisedError.exit_code if partly else 0)

@@ -1,6 +1,5 @@
 """`latentswap edit`: smiles, turned heads, mixed styles: faces changed by their codes."""
 
-import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,12 @@ from latentswap.cli._options import (
     Faces,
     Generator,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Offline,
     Output,
     Tuned,
+    label_words,
     parse_numbers,
     read_edits,
 )
@@ -52,6 +54,8 @@ def edit(
     faces: Faces = "all",
     sign: Sign = True,
     watermark: Watermark = True,
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -73,6 +77,9 @@ def edit(
     """
     edits = read_edits(edit, direction)
     job = _check(inputs, out, sheet=sheet, animate=animate, steps=steps, rows=rows, edits=edits)
+    words = label_words(label, label_text, generated=job.photos is None)
+    if words is not None and job.what == "code":
+        raise UsageError("--label writes on pictures, and the output is a code; leave it out.")
     check_faces(faces)
     marking = marking_for("edit", sign=sign, watermark=watermark)
     with ExitStack() as stack:
@@ -83,13 +90,14 @@ def edit(
             def work(path: Path, on_step: Any) -> Any:
                 return swapper.edit(path, edits, faces=faces, on_step=on_step)
 
-            return run(swapper, job.photos, work, marking=marking, folder=inputs[0].is_dir(), as_json=json)
+            folder = inputs[0].is_dir()
+            return run(swapper, job.photos, work, marking=marking, folder=folder, label=words, as_json=json)
         bars = stack.enter_context(step_progress())
         codes = [
             swapper.code(path, faces=None if faces == "all" else faces, on_step=bars(path.name)) for path in inputs
         ]
         sources = tuple(path.read_bytes() for path in inputs)
-        _draw(swapper, codes, edits, out, job, bars(out.name), marking=marking, sources=sources)
+        _draw(swapper, codes, edits, out, job, bars(out.name), marking=marking, sources=sources, label=words)
     emit([str(out)], [str(out)], as_json=json)
     return 0
 
@@ -164,12 +172,14 @@ def _draw(
     *,
     marking: Any,
     sources: tuple[bytes, ...],
+    label: str | None,
 ) -> None:
     """Make the one file of a job on codes. sources: the files that the codes come from."""
     from latentswap.edit.directions import apply_edits
     from latentswap.edit.sheets import animate, mixing_sheet, strip, way
     from latentswap.pipeline import packet
     from latentswap.provenance.apply import network_hashes, publish, watermarked_pixels
+    from latentswap.provenance.label import draw_label, labelled
     from latentswap.types import Image, Making
 
     render, edited = swapper.method.render, [apply_edits(ws_BLD, edits) for ws_BLD in codes]
@@ -181,9 +191,12 @@ def _draw(
             return
         case "animation":
             payload = marking.payload()
-            marked = functools.partial(watermarked_pixels, payload=payload)
+
+            def finish(pixels: Any) -> Any:
+                return watermarked_pixels(pixels if label is None else draw_label(pixels, (), label), payload=payload)
+
             xmp = packet(whole=True)
-            moving = animate(way(path, job.steps), render, xmp=xmp, on_step=on_step, finish=marked)
+            moving = animate(way(path, job.steps), render, xmp=xmp, on_step=on_step, finish=finish)
             networks = network_hashes(swapper.networks.files, making)
             publish(out, moving, making=making, marking=marking, payload=payload, networks=networks)
             return
@@ -193,4 +206,4 @@ def _draw(
             pixels = mixing_sheet(edited, job.rows, render, on_step=on_step)
         case _:
             pixels = render(edited[0])[0]
-    swapper.write(Image(pixels=pixels, name=out.name), out, marking=marking, making=making)
+    swapper.write(labelled(Image(pixels=pixels, name=out.name), label), out, marking=marking, making=making)

@@ -19,6 +19,8 @@ from latentswap.cli._options import (
     Generator,
     IdentityNetwork,
     InversionOrEncoder,
+    Label,
+    LabelText,
     Layers,
     Map,
     Method,
@@ -28,6 +30,7 @@ from latentswap.cli._options import (
     Strength,
     Tuned,
     check_strength,
+    label_words,
     parse_map,
     parse_numbers,
     read_edits,
@@ -60,6 +63,8 @@ def swap(
     sign: Sign = True,
     watermark: Watermark = True,
     name_source: NameSource = True,
+    label: Label = False,
+    label_text: LabelText = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -90,6 +95,7 @@ def swap(
     if method != "latentswap" and (edits or rows is not None):
         raise UsageError(f"Method {method} has no latent codes; leave out --edit and --layers.")
     jobs = plan(target, out)
+    words = label_words(label, label_text)
     check_faces(faces, source_face)
     marking = marking_for("swap", sign=sign, watermark=watermark, name_source=name_source)
     with ExitStack() as stack:
@@ -108,7 +114,7 @@ def swap(
                 return swapper.swap_map(mapped, path, **options)
             return swapper.swap(prepared, path, faces=faces, edits=edits, edit_when=edit_when, **options)
 
-        return run(swapper, jobs, work, marking=marking, folder=target.is_dir(), as_json=json)
+        return run(swapper, jobs, work, marking=marking, folder=target.is_dir(), label=words, as_json=json)
 
 
 def like(report: dict[str, Any]) -> str:
@@ -162,9 +168,14 @@ def run(
     marking: Any,
     folder: bool,
     as_json: bool,
+    label: str | None = None,
 ) -> int:
-    """Do the jobs one after the other. In a folder a picture that cannot be used is reported and passed over."""
+    """Do the jobs one after the other. In a folder a picture that cannot be used is reported and passed over.
+
+    label: words to write on the pictures.
+    """
     from latentswap.media.atomic import output_lock
+    from latentswap.provenance.label import labelled
 
     done, lines, worst = [], [], 0
     with step_progress() as bars:
@@ -172,7 +183,7 @@ def run(
             try:
                 with output_lock(out):
                     result = work(path, bars(path.name))
-                    swapper.write(result, out, marking=marking)
+                    swapper.write(labelled(result, label), out, marking=marking)
             except LatentSwapError as error:
                 if not folder:
                     raise

@@ -67,16 +67,33 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         UsageError: as `check_destination`.
         ResourceError: the disk is full, or the folder cannot be written.
     """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of an empty private file to write, for those that write a file by its name (a video library, a signer).
+
+    The file lies in the folder of `path`. When the block ends it is brought to the disk and takes the name `path` in
+    one step; when the block fails it is removed. Permissions, and what a failure leaves, are as with `write_atomic`.
+
+    Raises:
+        UsageError: as `check_destination`.
+        ResourceError: the disk is full, or the folder cannot be written; also for an OSError of the block itself.
+    """
     path = Path(path)
     check_destination(path)
     # The name is settled before the file exists, so that an interrupt at any moment leaves nothing behind.
     temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(8)}.part"
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600))
+        yield temporary
+        handle = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.chmod(temporary, _final_mode(path))
         os.replace(temporary, path)
     except BaseException as error:

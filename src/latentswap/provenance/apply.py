@@ -18,14 +18,10 @@ import latentswap
 from latentswap.errors import LatentSwapError, UsageError
 from latentswap.media.atomic import write_atomic
 from latentswap.media.image import decode
+from latentswap.provenance import watermark
 from latentswap.provenance.record import InputFile, JobRecord, append, check_record, sha256_of
 from latentswap.types import Image, Making
 from latentswap.weights.files import sha256_file
-
-try:
-    from latentswap.provenance import watermark  # pyright: ignore[reportAttributeAccessIssue]
-except ImportError:
-    watermark = None
 
 if TYPE_CHECKING:
     from latentswap.provenance.credentials import Credentials
@@ -85,7 +81,7 @@ class Marking:
 
     def payload(self) -> int | None:
         """The 32 bits of the watermark; None where there is to be none."""
-        if not self.watermark or watermark is None:
+        if not self.watermark:
             return None
         return watermark.payload_for(latentswap.__version__, self.job)
 
@@ -98,7 +94,7 @@ def watermarked(image: Image, marking: Marking) -> tuple[Image, int | None]:
 
 def watermarked_pixels(pixels: np.ndarray, *, payload: int | None) -> np.ndarray:
     """uint8 [H, W, 3] with the payload in it; as they are where there is none. Raises as `watermarked`."""
-    return pixels if payload is None or watermark is None else watermark.embed(pixels, payload)
+    return pixels if payload is None else watermark.embed(pixels, payload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +109,6 @@ class WatermarkState:
 
 def look(data: bytes) -> WatermarkState:
     """Look for the watermark in an encoded picture; in an animation, in its first frame."""
-    if watermark is None:
-        return WatermarkState(state="unknown", why="this installation has no watermark detector")
     try:
         return _state(watermark.detect(decode(data, frame=0).pixels))
     except LatentSwapError as error:
@@ -123,9 +117,7 @@ def look(data: bytes) -> WatermarkState:
 
 def look_at_video(path: Path) -> WatermarkState:
     """Look for the watermark in a video's frames."""
-    if watermark is None:
-        return WatermarkState(state="unknown", why="this installation has no watermark detector")
-    from latentswap.provenance.video import detect_video  # pyright: ignore[reportMissingImports]
+    from latentswap.provenance.video import detect_video
 
     try:
         return _state(detect_video(path))
