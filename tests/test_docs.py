@@ -9,8 +9,11 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import torch
+from _convert_support import filled
 from _face_support import astronaut
 from _provenance_support import authority
+from _simswap_support import arcface_shapes, generator_shapes, save_arcface
 
 from latentswap.cli.main import COMMANDS, main
 from latentswap.media.image import as_image
@@ -67,9 +70,17 @@ def folder(tmp_path, monkeypatch, swapper):
         (tmp_path / "pairs" / name).parent.mkdir(exist_ok=True)
         image.save(tmp_path / "pairs" / name)
     (tmp_path / "pairs" / "pairs.csv").write_text(listed_pairs())
+    published_simswap(tmp_path)
     asset = asset_path("population")
     (tmp_path / "FILE").symlink_to(asset)
     return tmp_path
+
+
+def published_simswap(folder: Path) -> None:
+    """SimSwap's published files, in miniature."""
+    generator, face = generator_shapes("legacy224", 16, 8, 1), arcface_shapes((1, 1, 1, 1), (16, 16, 16, 16), 8)
+    torch.save(filled(generator), folder / "latest_net_G.pth")
+    save_arcface(filled(face), folder / "arcface_checkpoint.tar", zipped=True)
 
 
 def listed_pairs() -> str:

@@ -34,10 +34,7 @@ Tuned = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a generator delta that `invert --inversion tune` wrote")
 ]
 Generator = Annotated[
-    Path | None,
-    tyro.conf.arg(
-        metavar="FILE", help="a converted generator: StyleGAN2 in place of the shipped one, SimSwap's with simswap"
-    ),
+    Path | None, tyro.conf.arg(metavar="FILE", help="a converted StyleGAN2, in place of the shipped generator")
 ]
 Mixer = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="a mixer for it: the published one, converted, or your own")
