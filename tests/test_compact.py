@@ -8,8 +8,18 @@ import torch.nn.functional as F
 
 from latentswap.errors import UsageError, WeightsError
 from latentswap.identity.dlib_resnet import chip
+from latentswap.shape.measures import head_pose
 from latentswap.shape.mesh import crop_mesh
-from latentswap.swappers.compact import AdaIN, CompactConfig, CompactSwap, inner, inner_chip, inner_mesh
+from latentswap.swappers.compact import (
+    AdaIN,
+    CompactConfig,
+    CompactSwap,
+    guide_for,
+    inner,
+    inner_chip,
+    inner_mesh,
+    is_compact,
+)
 from latentswap.weights.load import save_tensors
 
 TINY = CompactConfig(widths=(8, 16, 24), blocks=2, style=16)
@@ -23,35 +33,44 @@ def network(seed: int = 0) -> CompactSwap:
     return net
 
 
-def inputs(batch: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(batch: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets, guides and identities."""
     random = torch.Generator().manual_seed(5)
     img_BCHW = torch.randn(batch, 3, side, side, generator=random).clamp(-1, 1)
-    return img_BCHW, F.normalize(torch.randn(batch, 128, generator=random), dim=1)
+    source_BCHW = torch.randn(batch, 3, side, side, generator=random).clamp(-1, 1)
+    guide_B4HW = torch.cat([source_BCHW, torch.rand(batch, 1, side, side, generator=random)], 1)
+    return img_BCHW, guide_B4HW, F.normalize(torch.randn(batch, 128, generator=random), dim=1)
 
 
 def test_untrained_it_returns_the_target():
-    img_BCHW, embedding_BE = inputs()
-    assert torch.equal(CompactSwap(TINY)(img_BCHW, embedding_BE), img_BCHW)
+    given = inputs()
+    assert torch.equal(CompactSwap(TINY)(*given), given[0])
 
 
 def test_a_batch_is_its_singles_and_any_multiple_of_eight_goes_through():
-    net = network()
-    img_BCHW, embedding_BE = inputs(side=72)
-    together = net(img_BCHW, embedding_BE)
-    singles = torch.cat([net(img_BCHW[k : k + 1], embedding_BE[k : k + 1]) for k in range(3)])
-    assert together.shape == img_BCHW.shape
+    net, given = network(), inputs(side=72)
+    together = net(*given)
+    singles = torch.cat([net(*(x[k : k + 1] for x in given)) for k in range(3)])
+    assert together.shape == given[0].shape
     assert torch.allclose(together, singles, atol=1e-5)
 
 
 def test_the_identity_changes_the_picture_and_only_through_adain():
-    net = network()
-    img_BCHW, embedding_BE = inputs()
-    a, b = net(img_BCHW, embedding_BE), net(img_BCHW, embedding_BE.flip(0))
-    assert (a[0] - b[0]).abs().mean() > 1e-5
+    net, (img_BCHW, guide_B4HW, embedding_BE) = network(), inputs()
+    a, b = net(img_BCHW, guide_B4HW, embedding_BE), net(img_BCHW, guide_B4HW, embedding_BE.flip(0))
+    assert (a[0] - b[0]).abs().mean() > 1e-4
     for block in net.blocks:
         for adain in block.adain:
             torch.nn.init.zeros_(adain.linear.weight)
-    assert torch.equal(net(img_BCHW, embedding_BE), net(img_BCHW, embedding_BE.flip(0)))
+    again = net(img_BCHW, guide_B4HW, embedding_BE), net(img_BCHW, guide_B4HW, embedding_BE.flip(0))
+    assert torch.equal(*again)
+
+
+def test_a_guide_that_is_not_trusted_is_not_seen():
+    net, (img_BCHW, guide_B4HW, embedding_BE) = network(), inputs()
+    guide_B4HW[:, 3:] = 0
+    other_B4HW = torch.cat([guide_B4HW[:, :3].flip(0), guide_B4HW[:, 3:]], 1)
+    assert torch.equal(net(img_BCHW, guide_B4HW, embedding_BE), net(img_BCHW, other_B4HW, embedding_BE))
 
 
 def test_adain_against_the_formula_in_float64():
@@ -69,16 +88,43 @@ def test_where_nothing_is_new_the_target_stays_exactly():
     torch.nn.init.zeros_(net.last.weight[12:])
     with torch.no_grad():
         net.last.bias[12:] = -1e4
-    img_BCHW, embedding_BE = inputs()
-    assert torch.equal(net(img_BCHW, embedding_BE), img_BCHW)
+    given = inputs()
+    assert torch.equal(net(*given), given[0])
 
 
 def test_saved_and_loaded(tmp_path):
-    net, (img_BCHW, embedding_BE) = network(), inputs()
+    net, given = network(), inputs()
     net.save(tmp_path / "net.safetensors", summary={"steps": 1})
     again = CompactSwap.load(tmp_path / "net.safetensors")
+    assert is_compact(tmp_path / "net.safetensors")
     assert again.config == TINY and not any(p.requires_grad for p in again.parameters())
-    assert torch.allclose(again(img_BCHW, embedding_BE), net(img_BCHW, embedding_BE), atol=2e-2)
+    assert torch.allclose(again(*given), net(*given), atol=2e-2)
+
+
+def test_openvino_gives_the_same_layers(tmp_path):
+    from latentswap.runtime.injection import OpenVINOCompact
+
+    net, given = network(), inputs()
+    compiled = OpenVINOCompact(net, size=64, cache_dir=tmp_path)
+    for ours, theirs in zip(compiled(*given), net.layers(*given), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_guide_is_the_source_bent_into_the_targets_pose(networks, people):
+    _, img_BCHW = people
+    with torch.no_grad():
+        meshes = crop_mesh(networks.mesh, img_BCHW)
+        source, target = slice(0, 3), slice(3, 6)
+        guide_B4HW = guide_for(img_BCHW[source], meshes[source], meshes[target], networks.shape_model)
+        own_B4HW = guide_for(img_BCHW[source], meshes[source], meshes[source], networks.shape_model)
+        bent = crop_mesh(networks.mesh, guide_B4HW[:, :3])
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((head_pose(a) - head_pose(b)).norm(dim=-1).mean())
+
+    assert apart(bent, meshes[target]) < apart(meshes[source], meshes[target])
+    assert ((own_B4HW[:, :3] - img_BCHW[source]).abs() * own_B4HW[:, 3:]).mean() < 0.02
+    assert guide_B4HW[:, 3].min() >= 0 and guide_B4HW[:, 3].max() <= 1
 
 
 @pytest.mark.parametrize("config", ["{", "[]", json.dumps({"widths": [8, 16, 10**9]}), json.dumps({"depth": 3})])

@@ -78,13 +78,18 @@ def test_parts_that_are_there_stay_and_other_settings_are_refused(networks, bank
 
 def test_both_pictures_of_a_pair_are_disturbed_alike():
     flat = torch.full((6, 3, 256, 256), 0.2)
-    first, second = disturb(flat, flat.clone(), torch.tensor([True] * 5 + [False]), generator_for(0, 0))
-    assert torch.equal(first, second)
+    guide = torch.cat([flat, flat[:, :1]], 1)
+    chosen = torch.tensor([True] * 5 + [False])
+    first, second, third = disturb(flat, flat.clone(), guide, chosen, generator_for(0, 0))
+    assert torch.equal(first, second) and torch.equal(third[5], guide[5])
+    assert third.shape == guide.shape and not torch.equal(third[0, :3], first[0])  # its light is its own
     assert torch.equal(first[5], flat[5]) and all((first[k] - flat[k]).abs().mean() > 1e-3 for k in range(5))
 
 
 def trainee(networks, bank, made, **changes) -> SimSwapTrainee:
-    return SimSwapTrainee(networks.identity, networks.mesh, bank, made, replace(TRAINING, **changes))
+    return SimSwapTrainee(
+        networks.generator, networks.identity, networks.mesh, bank, made, replace(TRAINING, **changes)
+    )
 
 
 def test_the_losses_fall_and_the_average_follows(networks, bank, made, tmp_path):

@@ -188,7 +188,6 @@ def test_the_command(files, variant, swapper, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "needs a SimSwap generator"),
         (["--generator", "legacy224.safetensors"], 2, "--identity"),
         (["--generator", "G", "--identity", "I", "--joint", "--mixer", "M"], 2, "no joint and no mixer"),
         (["--generator", "G", "--identity", "I", "--layers", "0-3"], 2, "leave out --edit and --layers"),
