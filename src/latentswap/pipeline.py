@@ -29,7 +29,10 @@ from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check
 from latentswap.media.atomic import write_atomic
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
+from latentswap.provenance.consent import NOBODY, SHOWS
+from latentswap.provenance.enforce import check_face, enforced
 from latentswap.provenance.mark import xmp_packet
+from latentswap.provenance.recognise import embed_face
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
@@ -123,25 +126,34 @@ class Swapper:
         source: Picture | Sequence[Picture],
         *,
         faces: str | FaceChoice | None = None,
+        consent: str | None = None,
         on_step: OnStep = no_progress,
     ) -> Prepared:
         """Look at a SOURCE once: a picture with one face (or a choice of one), several pictures or a folder of them
         that show one person, or a file that `invert` wrote.
 
+        consent: what was attested about the person's agreement; it goes along into the report of every swap.
         Raises BadInputError for a picture that cannot be read, NoFaceError when no face or no single face is meant,
-        UsageError when several pictures show different people.
+        UsageError when several pictures show different people, ProtectedPersonError for a person on a do-not-swap list.
         """
         if isinstance(source, str | Path) and Path(source).is_dir():
             source = pictures_in(Path(source), role="SOURCE")
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            return average([self.prepare(one, faces=faces, on_step=on_step) for one in source])
+            each = [self.prepare(one, faces=faces, consent=consent, on_step=on_step) for one in source]
+            return self._allowed(average(each))
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
             generator = self.networks.generator
-            return Prepared.load(Path(source), num_ws=generator.num_ws, w_dim=generator.w_dim)
+            prepared = Prepared.load(Path(source), num_ws=generator.num_ws, w_dim=generator.w_dim)
+            if enforced():  # what the code draws counts as well as what the file says of it
+                drawn = self.method.prepare_code(prepared.w_plus.to(self.networks.mean_E), name=prepared.name)
+                self._allowed(drawn)
+            return self._allowed(replace(prepared, consent=consent))
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
-        return self.method.prepare(crop, name=image.name, on_step=on_step)
+        self._check_protected(image, face, role="SOURCE")  # before a pivot is looked for
+        prepared = self.method.prepare(crop, name=image.name, on_step=on_step)
+        return replace(prepared, synthetic=image.synthetic, consent=consent)
 
     def swap(
         self,
@@ -162,12 +174,13 @@ class Swapper:
         1 takes the source's. layers: rows of W+ that are swapped; None for all. occluders: keep what lies in front of
         the target's face (`face.occlusion`). edits: directions and their strengths (`edit.directions`), of the swap
         (`after`) or of the target before it is swapped. on_step: (steps done, steps in all).
-        Raises UsageError, BadInputError and NoFaceError.
+        Raises UsageError, BadInputError, NoFaceError, and ProtectedPersonError when the source or a chosen face is of
+        a person on a do-not-swap list.
         """
         if not 0 <= strength <= 1:
             raise UsageError(f"Strength is {strength}; it runs from 0 (the target) to 1 (the swap).")
-        prepared = source if isinstance(source, Prepared) else self.prepare(source)
-        return self._replace(
+        prepared = self._allowed(source) if isinstance(source, Prepared) else self.prepare(source)
+        result = self._replace(
             target,
             faces,
             on_step,
@@ -176,6 +189,8 @@ class Swapper:
             ),
             occluders=occluders,
         )
+        about = {"name": prepared.name, "synthetic": prepared.synthetic, "consent": prepared.consent}
+        return replace(result, report={**result.report, "source": about})
 
     def edit(
         self,
@@ -187,7 +202,7 @@ class Swapper:
     ) -> SwapResult:
         """The TARGET picture with its own faces edited: inverted, moved along the directions, drawn and pasted back.
 
-        Raises UsageError, BadInputError and NoFaceError.
+        Raises UsageError, BadInputError, NoFaceError and ProtectedPersonError.
         """
         return self._replace(
             target,
@@ -229,16 +244,20 @@ class Swapper:
         if not 0 <= truncation_psi <= 1.5:
             raise UsageError(f"truncation_psi is {truncation_psi}; it runs from 0 (the mean face) to 1.5.")
         codes = [person(self.networks, seed=seed, index=0, truncation_psi=truncation_psi) for seed in seeds]
-        return [Image(pixels=self.method.render(ws)[0], name=f"person {s}") for s, ws in zip(seeds, codes, strict=True)]
+        return [
+            Image(pixels=self.method.render(ws)[0], name=f"person {s}", synthetic=True)
+            for s, ws in zip(seeds, codes, strict=True)
+        ]
 
     def invert(
         self, source: Picture, *, faces: str | FaceChoice | None = None, on_step: OnStep = no_progress
     ) -> Inverted:
         """A photograph's face as a W+ code, and the picture that the code makes; with `tune` also the generator's
-        change that makes it resemble the photograph."""
+        change that makes it resemble the photograph. Raises as `prepare`."""
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = cut_face(image.pixels, face.mesh_K3, CROP_SIZE)
+        self._check_protected(image, face, role="SOURCE")
         prepared = self.method.prepare(crop, name=image.name, on_step=on_step)
         delta, render, w_plus = None, self.method.render, prepared.w_plus
         if not self.method.pivotal:
@@ -248,7 +267,7 @@ class Swapper:
             tuned = delta.apply(self.networks.generator)
             render = make_render(replace(self.networks, generator=tuned), "cpu")
         return Inverted(
-            prepared=replace(prepared, w_plus=w_plus),
+            prepared=replace(prepared, w_plus=w_plus, synthetic=image.synthetic),
             picture=Image(pixels=render(w_plus)[0], name=image.name),
             delta=delta,
         )
@@ -258,7 +277,7 @@ class Swapper:
         path = Path(path)
         check_output_path(path)
         whole = isinstance(result, Image)
-        xmp = packet(whole=whole)
+        xmp = packet(whole=whole, nobody=whole and result.synthetic)
         write_atomic(path, encode(result if whole else result.image, path.suffix, quality=quality, xmp=xmp))
 
     def _replace(
@@ -269,12 +288,19 @@ class Swapper:
         work: Callable[[Crop, int, OnStep], np.ndarray],
         *,
         occluders: bool = False,
+        protects: bool = False,
     ) -> SwapResult:
-        """detect → align → `work` → paste back, for every chosen face of a TARGET."""
+        """detect → align → `work` → paste back, for every chosen face of a TARGET.
+
+        protects: the work protects who is shown, so that people on do-not-swap lists are welcome.
+        """
         began = perf_counter()
         image = read(target, role="TARGET")
         found = self.analyser(image.pixels)
         chosen = self._choose(image, found, faces, role="TARGET")
+        if not protects:
+            for face in chosen:
+                self._check_protected(image, face, role="TARGET")
         pixels, reports = image.pixels, []
         for index, face in enumerate(chosen):
             crop = cut_face(pixels, face.mesh_K3, CROP_SIZE)
@@ -302,6 +328,20 @@ class Swapper:
             skipped=tuple(face for face in found if face not in chosen and "not_a_face" not in face.reasons),
             report={"seconds": round(perf_counter() - began, 2), "faces": reports},
         )
+
+    def _check_protected(self, image: Image, face: Face, *, role: Literal["SOURCE", "TARGET"]) -> None:
+        """Raise ProtectedPersonError when the face is of a person on a do-not-swap list (`provenance.enforce`)."""
+        if not (lists := enforced()):
+            return
+        embedding_BE = embed_face(self.networks.identity, self.networks.mean_E, image.pixels, face)
+        box = [round(v) for v in face.box]
+        check_face(embedding_BE, what=f"the face at {box} in the {role} image {image.name}", lists=lists)
+
+    def _allowed(self, prepared: Prepared) -> Prepared:
+        """The same, unless it is of a person on a do-not-swap list: then ProtectedPersonError."""
+        if lists := enforced():
+            check_face(prepared.embedding, what=f"the face of the SOURCE {prepared.name}", lists=lists)
+        return prepared
 
     def _mesh(self, pixels: np.ndarray) -> np.ndarray:
         """The mesh of an aligned crop, in its pixels."""
@@ -346,12 +386,13 @@ class Swapper:
         )
 
 
-def packet(*, whole: bool) -> bytes:
-    """The mark of an output (`provenance.mark`). whole: nothing in it was photographed."""
+def packet(*, whole: bool, nobody: bool = False) -> bytes:
+    """The mark of an output (`provenance.mark`). whole: nothing in it was photographed. nobody: nor does it go back to
+    a photograph, so that it needs no consent as a SOURCE."""
     return xmp_packet(
         digital_source_type="trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia",
         software=f"latentswap {latentswap.__version__}",
-        details={"method": "latentswap"},
+        details={"method": "latentswap"} | ({SHOWS: NOBODY} if nobody else {}),
     )
 
 

@@ -22,6 +22,7 @@ class Image:
     alpha: np.ndarray | None = None  # uint8 [H, W], carried through to the output
     icc_profile: bytes | None = None  # profile to embed in the output; pixels are sRGB already
     name: str = "image"  # what messages call it: the file's name, without folders
+    synthetic: bool = False  # True: made by `Swapper.sample`, so nobody who exists is shown
 
     @property
     def height(self) -> int:

@@ -1,7 +1,7 @@
 """`latentswap edit`: smiles, turned heads, mixed styles: faces changed by their codes."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from latentswap.cli._options import (
     parse_numbers,
     read_edits,
 )
-from latentswap.cli.swap import check_faces, load, plan, run
+from latentswap.cli.swap import check_faces, check_lists, load, plan, run
 from latentswap.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def edit(
     edits = read_edits(edit, direction)
     job = _check(inputs, out, sheet=sheet, animate=animate, steps=steps, rows=rows, edits=edits)
     check_faces(faces)
+    check_lists()
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
         swapper = load(stack, **networks, mixes=False, device=device, offline=offline)
@@ -83,7 +84,7 @@ def edit(
         codes = [
             swapper.code(path, faces=None if faces == "all" else faces, on_step=bars(path.name)) for path in inputs
         ]
-        _draw(swapper, codes, edits, out, job, bars(out.name))
+        _draw(swapper, codes, edits, out, job, bars(out.name), of=inputs[0])
     emit([str(out)], [str(out)], as_json=json)
     return 0
 
@@ -148,8 +149,8 @@ def _check(
     return _Job(what="picture")
 
 
-def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, on_step: Any) -> None:
-    """Make the one file of a job on codes."""
+def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, on_step: Any, *, of: Path) -> None:
+    """Make the one file of a job on codes. of: the first one's file."""
     from latentswap.edit.directions import apply_edits
     from latentswap.edit.sheets import animate, mixing_sheet, strip, way
     from latentswap.media.atomic import write_atomic
@@ -160,7 +161,8 @@ def _draw(swapper: Any, codes: list[Any], edits: "Edits", out: Path, job: _Job, 
     path = [codes[0], edited[0]] if len(codes) == 1 else edited
     match job.what:
         case "code":
-            swapper.method.prepare_code(edited[0], name=out.name).save(out)
+            prepared = swapper.method.prepare_code(edited[0], name=out.name)
+            replace(prepared, synthetic=swapper.prepare(of).synthetic).save(out)  # an edit makes nobody a stranger
             return
         case "animation":
             write_atomic(out, animate(way(path, job.steps), render, xmp=packet(whole=True), on_step=on_step))

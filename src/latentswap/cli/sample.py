@@ -18,7 +18,7 @@ from latentswap.cli._options import (
     Tuned,
     parse_numbers,
 )
-from latentswap.cli.swap import check_faces, load
+from latentswap.cli.swap import check_faces, check_lists, load
 from latentswap.errors import UsageError
 
 
@@ -101,6 +101,7 @@ def invert(
     if preview is not None:
         check_output_path(preview)
     check_faces(faces)
+    check_lists()
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
         swapper = load(stack, **networks, mixes=False, device=device, offline=offline)

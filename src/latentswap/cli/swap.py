@@ -10,6 +10,7 @@ import tyro
 
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
 from latentswap.cli._options import (
+    Consent,
     Device,
     DirectionFiles,
     Edit,
@@ -27,6 +28,7 @@ from latentswap.cli._options import (
     parse_numbers,
     read_edits,
 )
+from latentswap.cli.consent import attest
 from latentswap.errors import LatentSwapError, UsageError
 
 
@@ -49,11 +51,14 @@ def swap(
     edit: Edit = (),
     direction: DirectionFiles = (),
     edit_when: Literal["before", "after"] = "after",
+    consent: Consent = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
 ) -> int:
     """Put the face of SOURCE on the faces of TARGET.
+
+    Exit code 9: SOURCE or a face of TARGET is of a person on a do-not-swap list (`latentswap protect`).
 
     Args:
         source: A picture of one person, a folder of several of the same person, or a code that `latentswap invert`
@@ -69,12 +74,14 @@ def swap(
     rows = None if layers is None else parse_numbers(layers, what="--layers", highest=63)
     jobs = plan(target, out)
     check_faces(faces, source_face)
+    attested = attest([source], consent)
+    check_lists()
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
         networks |= {"generator": generator, "mixer": mixer}
         swapper = load(stack, **networks, device=device, offline=offline)
         with step_progress() as bars:
-            prepared = swapper.prepare(source, faces=source_face or None, on_step=bars(source.name))
+            prepared = swapper.prepare(source, faces=source_face or None, consent=attested, on_step=bars(source.name))
 
         def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
             options = {"faces": faces, "strength": strength, "layers": rows, "occluders": occluders}
@@ -106,6 +113,13 @@ def check_faces(*choices: str) -> None:
 
     for choice in filter(None, choices):
         parse_faces(choice)
+
+
+def check_lists() -> None:
+    """Refuse a job before any model loads where a do-not-swap list that applies cannot be had."""
+    from latentswap.provenance.enforce import enforced
+
+    enforced()
 
 
 def load(stack: ExitStack, **options: Any) -> Any:

@@ -30,6 +30,7 @@ class Prepared:
     crop: Crop | None = None  # the photograph's; never saved
     name: str = "source"
     synthetic: bool = False  # True: a person who does not exist
+    consent: str | None = None  # what was attested about the person's agreement (`provenance.consent`); never saved
 
     def save(self, path: Path) -> None:
         """Write to safetensors: `latentswap swap` takes such a file in place of the SOURCE picture."""

@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-ASSETS = ("head256", "population", "mesh_mean", "encoder", "mixer", "attributes", "gallery", "directions")
+ASSETS = ("head256", "population", "mesh_mean", "encoder", "mixer", "attributes", "gallery", "directions", "matching")
 
 
 def asset_path(name: str) -> Path:
