@@ -302,20 +302,19 @@ def test_a_list_that_cannot_be_had_stops_before_any_model_loads(files, tmp_path,
 
 
 @pytest.mark.slow
-def test_the_rates_of_the_table_on_a_small_population(networks):
+def test_the_rates_of_the_table_on_a_small_population():
     """25 people listed, two other pictures of each with everything changed, and 40 others: the script in small."""
     import sys
 
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-    from protect_thresholds import Camera, Looked
+    from protect_thresholds import Camera, Looked  # pyright: ignore[reportMissingImports]
 
-    from latentswap.face.analyse import FaceAnalyser
     from latentswap.provenance.matching import distances
     from latentswap.provenance.protect import THRESHOLD
 
-    camera = Camera(networks=networks, analyser=FaceAnalyser.load(offline=True))
+    camera = Camera.load()
 
     def looked(group: str, start: int, count: int, pictures: slice) -> torch.Tensor:
         rows = [camera.pictures(group, index)[pictures] for index in range(start, start + count)]

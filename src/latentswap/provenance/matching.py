@@ -6,7 +6,7 @@ strangers of the former apart misses the latter with their head turned. So
 1. embeddings go through a linear map, in which what changes between pictures of one person counts less (within-class
    whitening, as of Hatch et al., Interspeech 2006; fitted to generated people by scripts/protect_thresholds.py);
 2. the distance of two faces, 1 − cosine, is divided by what is usual among strangers there: the mean distance of
-   each of the two to its 20 nearest in a cohort of 493 people who do not exist (adaptive score normalisation, Matějka
+   each of the two to its 10 nearest in a cohort of 493 people who do not exist (adaptive score normalisation, Matějka
    et al., Interspeech 2017, as a ratio).
 """
 
@@ -19,7 +19,7 @@ from latentswap.identity.dlib_resnet import centred
 from latentswap.weights.assets import asset_path
 from latentswap.weights.load import load_tensors
 
-NEAREST = 20  # of the cohort
+NEAREST = 10  # of the cohort; 5 to 20 do about as well
 
 
 @lru_cache(maxsize=1)
