@@ -143,6 +143,7 @@ def rewrite(path: Path, *, metadata: dict[str, str] | None = None, **tensors: to
         ({"people": '{"Ann": 1}'}, {}, "names"),
         ({"people": "[" * 100_000}, {}, "no do-not-swap list"),
         ({"people": json.dumps(["x" * 300, "Bo", "Cy"])}, {}, "names"),
+        ({"people": json.dumps(["\x1b[2J", "Bo", "Cy"])}, {}, "do not print"),
         ({"threshold": "0"}, {}, "threshold"),
         ({"threshold": "nan"}, {}, "threshold"),
         ({"threshold": "9"}, {}, "threshold"),

@@ -7,7 +7,7 @@ People who do not exist need none: codes that say so, and pictures that carry `s
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -114,7 +114,7 @@ class Consents:
         return gone
 
     @contextmanager
-    def _held(self):
+    def _held(self) -> Iterator[None]:
         """Two jobs that remember at once must not lose one another's."""
         if self.path.parent == data_root():
             private_folder()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,13 @@ from latentswap.weights.load import load_tensors, save_tensors
 
 KIND = "protect-list"
 NETWORK = "dlib-resnet-v1, centred, 8 views"  # what the embeddings are of; those of another network mean nothing here
-THRESHOLD = 0.56  # distance up to which two faces count as one person's; set by scripts/protect_thresholds.py
+THRESHOLD = 0.6  # distance up to which two faces count as one person's; set by scripts/protect_thresholds.py
 LOOSEST = 1.0  # the largest that a list may ask for: no nearer than the strangers who resemble the two most
 MAX_BYTES = 64 << 20
 MOST_PEOPLE = 100_000
 LONGEST_NAME = 200
-_SIGNED_AS = (
-    b"latentswap do-not-swap list 1\n"  # so that a signature of this key over something else is none over a list
-)
+# So that a signature of the same key over something else is none over a list.
+_SIGNED_AS = b"latentswap do-not-swap list 1\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +121,10 @@ class ProtectList:
             threshold=self.threshold,
         )
 
-    def _changed(self, **fields) -> "ProtectList":
+    def _changed(self, **fields: Any) -> "ProtectList":
         return replace(self, **fields, signer=None, signature=None)
 
-    def signed(self, key: "object") -> "ProtectList":
+    def signed(self, key: Any) -> "ProtectList":
         """Signed with an Ed25519 private key of `cryptography`."""
         from latentswap.provenance.signing_key import public_hex, sign
 
@@ -172,10 +172,10 @@ class ProtectList:
             if (network := metadata["network"]) != NETWORK:
                 raise ValueError(f"its embeddings are of {network!r}, and this release compares those of {NETWORK!r}")
             people, threshold = json.loads(metadata["people"]), float(metadata["threshold"])
-            if not isinstance(people, list) or not all(
-                type(name) is str and len(name) <= LONGEST_NAME for name in people
-            ):
-                raise ValueError("its names are not a list of short texts")
+            if not isinstance(people, list) or not all(isinstance(name, str) for name in people):
+                raise ValueError("its names are not a list of texts")
+            if not all(len(name) <= LONGEST_NAME and name.isprintable() for name in people):
+                raise ValueError("its names are too long, or hold characters that do not print")
             if not 0 < threshold <= LOOSEST:
                 raise ValueError(f"its threshold {threshold} is not between 0 and {LOOSEST}")
             if set(tensors) != {"embedding", "person"}:

@@ -1,5 +1,6 @@
 """Finding and embedding the faces of a picture for the do-not-swap list, without any network that generates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Recogniser:
     analyser: FaceAnalyser
 
     @classmethod
-    def load(cls, *, offline: bool = False, progress=None) -> "Recogniser":
+    def load(cls, *, offline: bool = False, progress: Callable[[int, int, str], None] | None = None) -> "Recogniser":
         """The two networks that this takes, fetched at first use. Raises WeightsError."""
         identity = DlibResNet.load(weights_path("dlib-resnet-v1", offline=offline, progress=progress))
         population, _ = load_tensors(asset_path("population"), kind="population")
