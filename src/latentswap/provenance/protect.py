@@ -28,7 +28,7 @@ from latentswap.weights.load import load_tensors, save_tensors
 
 KIND = "protect-list"
 NETWORK = "dlib-resnet-v1, centred, 8 views"  # what the embeddings are of; those of another network mean nothing here
-THRESHOLD = 0.6  # distance up to which two faces count as one person's; set by scripts/protect_thresholds.py
+THRESHOLD = 0.54  # distance up to which two faces count as one person's; set by scripts/protect_thresholds.py
 LOOSEST = 1.0  # the largest that a list may ask for: no nearer than the strangers who resemble the two most
 MAX_BYTES = 64 << 20
 MOST_PEOPLE = 100_000
