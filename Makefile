@@ -3,6 +3,7 @@ PYTHON ?= python3
 SOURCE ?=
 TARGET ?=
 OUT ?= out/swap.png
+CONSENT ?=
 RUNS ?= runs/default
 DEVICE ?= cpu
 BIN := .venv/bin
@@ -13,7 +14,7 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo                              faces that do not exist, swapped and anonymised: see out/"
-	@echo "make swap SOURCE=me.jpg TARGET=you.jpg [OUT=out/swap.png]"
+	@echo "make swap SOURCE=me.jpg TARGET=you.jpg [OUT=out/swap.png] [CONSENT='who, how']"
 	@echo "make train-default [RUNS=runs/default] the shipped networks, trained from nothing; the same command continues"
 	@echo "make test | test-all | lint | format | bench | clean"
 
@@ -30,9 +31,9 @@ demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
 
 swap: $(STAMP)
-	@test -n "$(SOURCE)" -a -n "$(TARGET)" || { echo "usage: make swap SOURCE=face.jpg TARGET=picture.jpg [OUT=out/swap.png]" >&2; exit 2; }
+	@test -n "$(SOURCE)" -a -n "$(TARGET)" || { echo "usage: make swap SOURCE=face.jpg TARGET=picture.jpg [OUT=out/swap.png] [CONSENT='who, how']" >&2; exit 2; }
 	@mkdir -p "$(dir $(OUT))"
-	$(BIN)/latentswap swap "$(SOURCE)" "$(TARGET)" -o "$(OUT)"
+	$(BIN)/latentswap swap "$(SOURCE)" "$(TARGET)" -o "$(OUT)" $(if $(CONSENT),--consent "$(CONSENT)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,15 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
 
+@pytest.fixture(autouse=True)
+def nobody_else_s_data(monkeypatch, tmp_path_factory) -> Path:
+    """Consents and do-not-swap lists of the test alone."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("LATENTSWAP_DATA", str(folder))
+    monkeypatch.delenv("LATENTSWAP_PROTECT", raising=False)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def default_weights() -> Callable[..., Path]:
     """`default_weights(name, file=None)`: the cached file of a network of the catalogue."""

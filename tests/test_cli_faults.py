@@ -35,6 +35,10 @@ def put(folder: Path, name: str, content: bytes | PIL.Image.Image, **options) ->
     return path
 
 
+def swap(arguments: list[str]) -> int:
+    return main(["swap", *arguments, "--consent", "Eileen Collins, NASA's public portrait"])
+
+
 def two_faces() -> PIL.Image.Image:
     pair = PIL.Image.new("RGB", (1024, 512))
     pair.paste(GOOD, (0, 0))
@@ -81,13 +85,13 @@ def test_bad_file(tmp_path, capsys, role, make, name, code, words):
     out = put(tmp_path, "out.png", KEPT)
     source, target = (broken, good) if role == "SOURCE" else (good, broken)
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert main(["swap", str(source), str(target), "-o", str(out)]) == code
+    assert swap([str(source), str(target), "-o", str(out)]) == code
     message = capsys.readouterr().err
     assert role in message and name in message and message.startswith("error: ")
     assert out.read_bytes() == KEPT
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     out.unlink()
-    assert main(["swap", str(source), str(target), "-o", str(out)]) == code
+    assert swap([str(source), str(target), "-o", str(out)]) == code
     assert not out.exists()
 
 
@@ -103,18 +107,18 @@ def test_missing_files_folders_and_devices(tmp_path, capsys):
     good, out = put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "absent.jpg", tmp_path / "empty", Path("/dev/null")):
-        assert main(["swap", str(source), str(good), "-o", str(out)]) == 3
+        assert swap([str(source), str(good), "-o", str(out)]) == 3
         assert "SOURCE" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_several_faces_in_the_source_are_refused_unless_chosen(tmp_path, capsys):
     pair, good, out = put(tmp_path, "pair.png", two_faces()), put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
-    assert main(["swap", str(pair), str(good), "-o", str(out), "--inversion", "fast"]) == 4
+    assert swap([str(pair), str(good), "-o", str(out), "--inversion", "fast"]) == 4
     message = capsys.readouterr().err
     assert "2 faces in the SOURCE image pair.png" in message and not out.exists()
     chosen = ["--source-face", "largest", "--inversion", "fast"]
-    assert main(["swap", str(pair), str(good), "-o", str(out), *chosen]) == 0
+    assert swap([str(pair), str(good), "-o", str(out), *chosen]) == 0
     assert out.exists()
 
 
@@ -133,14 +137,14 @@ def test_several_faces_in_the_source_are_refused_unless_chosen(tmp_path, capsys)
 )
 def test_options_out_of_range(tmp_path, capsys, options, words):
     good, out = put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
-    assert main(["swap", str(good), str(good), "-o", str(out), *options]) == 2
+    assert swap([str(good), str(good), "-o", str(out), *options]) == 2
     captured = capsys.readouterr()
     assert words in captured.err + captured.out and not out.exists()
 
 
 def test_an_index_that_is_not_there(tmp_path, capsys):
     good, out = put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
-    assert main(["swap", str(good), str(good), "-o", str(out), "--faces", "3", "--inversion", "fast"]) == 4
+    assert swap([str(good), str(good), "-o", str(out), "--faces", "3", "--inversion", "fast"]) == 4
     assert "TARGET image good.png" in capsys.readouterr().err and not out.exists()
 
 
@@ -152,7 +156,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_loads(tmp_pa
     monkeypatch.setattr(Swapper, "from_pretrained", classmethod(loads))
     good = put(tmp_path, "good.png", GOOD)
     (tmp_path / "folder.png").mkdir()
-    assert main(["swap", str(good), str(good), "-o", str(tmp_path / name)]) in (2, 6)
+    assert swap([str(good), str(good), "-o", str(tmp_path / name)]) in (2, 6)
     assert "error: " in capsys.readouterr().err
 
 
@@ -163,7 +167,7 @@ def test_a_folder_goes_on_past_a_bad_picture(tmp_path, capsys):
     put(targets, "b.jpg", encoded(GOOD, "JPEG")[:9000])
     put(targets, "notes.txt", b"not a picture")
     out = tmp_path / "out"
-    assert main(["swap", str(targets / "a.png"), str(targets), "-o", str(out), "--inversion", "fast"]) == 3
+    assert swap([str(targets / "a.png"), str(targets), "-o", str(out), "--inversion", "fast"]) == 3
     assert sorted(path.name for path in out.iterdir()) == ["a.png"]
     assert "TARGET image b.jpg" in capsys.readouterr().err
 
@@ -172,9 +176,9 @@ def test_a_folder_as_target_wants_a_folder_as_output(tmp_path, capsys):
     targets = tmp_path / "targets"
     targets.mkdir()
     good = put(targets, "good.png", GOOD)
-    assert main(["swap", str(good), str(targets), "-o", str(tmp_path / "out.png")]) == 2
-    assert main(["swap", str(good), str(targets), "-o", str(targets)]) == 2
-    assert main(["swap", str(good), str(tmp_path), "-o", str(tmp_path / "out")]) == 3  # no picture in it
+    assert swap([str(good), str(targets), "-o", str(tmp_path / "out.png")]) == 2
+    assert swap([str(good), str(targets), "-o", str(targets)]) == 2
+    assert swap([str(good), str(tmp_path), "-o", str(tmp_path / "out")]) == 3  # no picture in it
     assert "holds no picture" in capsys.readouterr().err
 
 
@@ -182,14 +186,14 @@ def test_a_code_that_is_none(tmp_path, capsys):
     good = put(tmp_path, "good.png", GOOD)
     for content in (b"", b"\x80\x04pickle", b"\xff" * 100):
         code = put(tmp_path, "code.safetensors", content)
-        assert main(["swap", str(code), str(good), "-o", str(tmp_path / "out.png")]) == 5
+        assert swap([str(code), str(good), "-o", str(tmp_path / "out.png")]) == 5
     assert "code.safetensors" in capsys.readouterr().err and not (tmp_path / "out.png").exists()
 
 
 def test_input_and_output_may_be_one_file(tmp_path):
     good = put(tmp_path, "good.png", GOOD)
     before = good.read_bytes()
-    assert main(["swap", str(good), str(good), "-o", str(good), "--inversion", "fast"]) == 0
+    assert swap([str(good), str(good), "-o", str(good), "--inversion", "fast"]) == 0
     assert good.read_bytes() != before
     PIL.Image.open(good).load()
 
@@ -199,7 +203,7 @@ def test_a_second_job_on_the_same_output_is_refused(tmp_path, capsys):
 
     good, out = put(tmp_path, "good.png", GOOD), tmp_path / "out.png"
     with output_lock(out):
-        assert main(["swap", str(good), str(good), "-o", str(out), "--inversion", "fast"]) == 6
+        assert swap([str(good), str(good), "-o", str(out), "--inversion", "fast"]) == 6
     assert "already running" in capsys.readouterr().err and not out.exists()
 
 
@@ -213,7 +217,7 @@ def test_a_full_disk_leaves_the_old_output(tmp_path, capsys):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-        assert main(["swap", str(good), str(good), "-o", str(out), "--inversion", "fast"]) == 6
+        assert swap([str(good), str(good), "-o", str(out), "--inversion", "fast"]) == 6
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

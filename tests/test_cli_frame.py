@@ -97,6 +97,7 @@ CODES = {
     errors.WeightsError: 5,
     errors.ResourceError: 6,
     errors.ProvenanceError: 7,
+    errors.ProtectedPersonError: 9,
 }
 
 

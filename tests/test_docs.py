@@ -14,10 +14,15 @@ from _convert_support import filled
 from _face_support import astronaut
 from _provenance_support import authority
 from _simswap_support import arcface_shapes, generator_shapes, save_arcface
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from latentswap.cli.main import COMMANDS, main
 from latentswap.media.image import as_image
 from latentswap.pipeline import Swapper
+from latentswap.provenance.consent import consent_for
+from latentswap.provenance.enforce import own_list
+from latentswap.provenance.protect import ProtectList
 from latentswap.types import Making
 from latentswap.weights.assets import ASSETS, asset_path
 
@@ -28,6 +33,8 @@ QUICK = {
     "anonymize": ["--inversion", "fast", "--offline"],
     "invert": ["--inversion", "fast", "--offline"],
     "sample": ["--offline"],
+    "protect add": ["--offline"],
+    "protect check": ["--offline"],
     "evaluate": ["--inversion", "fast", "--offline"],
     "train": ["--offline"],
     "train head": ["--pictures", "2", "--steps", "1", "--batch", "2"],
@@ -71,6 +78,8 @@ def folder(tmp_path, monkeypatch, swapper):
         image.save(tmp_path / "pairs" / name)
     (tmp_path / "pairs" / "pairs.csv").write_text(listed_pairs())
     published_simswap(tmp_path)
+    consent_for([tmp_path / "photos-of-me", tmp_path / "pairs" / "her.jpg"], "public domain")  # all are the same file
+    share_a_list(tmp_path)
     asset = asset_path("population")
     (tmp_path / "FILE").symlink_to(asset)
     return tmp_path
@@ -81,6 +90,18 @@ def published_simswap(folder: Path) -> None:
     generator, face = generator_shapes("legacy224", 16, 8, 1), arcface_shapes((1, 1, 1, 1), (16, 16, 16, 16), 8)
     torch.save(filled(generator), folder / "latest_net_G.pth")
     save_arcface(filled(face), folder / "arcface_checkpoint.tar", zipped=True)
+
+
+def share_a_list(folder: Path) -> None:
+    """A do-not-swap list with a person whom no picture shows, as one's own and as one that was received, signed."""
+    away_BE = torch.nn.functional.normalize(torch.randn(1, 128, generator=torch.Generator().manual_seed(0)), dim=-1)
+    listed = ProtectList().add("Ann Lee", away_BE)
+    own_list().parent.mkdir(parents=True, exist_ok=True)
+    listed.save(own_list())
+    key = Ed25519PrivateKey.generate()
+    listed.signed(key).save(folder / "shared.safetensors")
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "publisher.pem").write_bytes(public)
 
 
 def listed_pairs() -> str:

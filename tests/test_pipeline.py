@@ -278,6 +278,8 @@ def test_tuning_counts_its_steps_and_may_take_the_source_along(swapper, networks
     assert result.shape == (1024, 1024, 3) and result.std() > 10
 
 
-def test_joint_tuning_needs_tuning(capsys):
-    assert main(["swap", "a.jpg", "b.jpg", "-o", "c.png", "--joint"]) == 2
+def test_joint_tuning_needs_tuning(tmp_path, capsys):
+    photo, out = tmp_path / "a.png", tmp_path / "c.png"
+    PIL.Image.fromarray(astronaut()).save(photo)
+    assert main(["swap", str(photo), str(photo), "-o", str(out), "--joint", "--consent", "public domain"]) == 2
     assert "Only `tune`" in capsys.readouterr().err

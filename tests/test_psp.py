@@ -305,7 +305,7 @@ def test_the_command_line_takes_an_encoder(tmp_path, capsys):
     PIL.Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     save_described(tmp_path / "e.safetensors", tiny("psp", "last"), KIND)
     x, file = str(tmp_path / "x.png"), str(tmp_path / "e.safetensors")
-    for command in (["swap", x, x], ["anonymize", x], ["invert", x]):
+    for command in (["swap", x, x, "--consent", "nobody is shown"], ["anonymize", x], ["invert", x]):
         out = tmp_path / ("out.safetensors" if command[0] == "invert" else "out.png")
         code = main([*command, "-o", str(out), "--inversion", "e4e", "--encoder", file, "--offline"])
         assert code == UsageError.exit_code

@@ -273,7 +273,24 @@ def test_networks_of_the_users_own(files, networks, crop):
 def test_swap_refuses_networks_that_do_not_fit(files, tmp_path, capsys, options, message):
     paths = [word if word.startswith("--") else str(files / f"{word}.safetensors") for word in options.split()]
     target, out = str(files / "target.png"), tmp_path / "out.png"
-    assert main(["swap", target, target, "-o", str(out), "--inversion", "fast", "--offline", *paths]) != 0
+    assert (
+        main(
+            [
+                "swap",
+                target,
+                target,
+                "--consent",
+                "public domain",
+                "-o",
+                str(out),
+                "--inversion",
+                "fast",
+                "--offline",
+                *paths,
+            ]
+        )
+        != 0
+    )
     assert message in capsys.readouterr().err and not out.exists()
 
 
@@ -281,7 +298,24 @@ def test_swap_refuses_networks_that_do_not_fit(files, tmp_path, capsys, options,
 def test_swap_command_with_the_users_generator_and_mixer(files, tmp_path):
     paths = [f"--{name}={files / name}.safetensors" for name in ("generator", "mixer")]
     target, out = str(files / "target.png"), tmp_path / "out.png"
-    assert main(["swap", target, target, "-o", str(out), "--inversion", "fast", "--offline", *paths]) == 0
+    assert (
+        main(
+            [
+                "swap",
+                target,
+                target,
+                "--consent",
+                "public domain",
+                "-o",
+                str(out),
+                "--inversion",
+                "fast",
+                "--offline",
+                *paths,
+            ]
+        )
+        == 0
+    )
     changed = np.abs(np.asarray(PIL.Image.open(out)).astype(int) - astronaut()).max(2) > 0
     assert 0.01 < changed.mean() < 0.5
 

@@ -250,7 +250,7 @@ class Anonymizer:
         # What counts is the likeness in the finished picture, so a round ends with one. Faces that have passed keep
         # their crop; only those that have not are swapped again.
         while True:
-            result = self.swapper._replace(target, faces, on_step, work)
+            result = self.swapper._replace(target, faces, on_step, work, protects=True)
             reports = [
                 {**report, **self._report(candidacy)}
                 for report, candidacy in zip(result.report["faces"], people, strict=True)

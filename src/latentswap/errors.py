@@ -64,3 +64,10 @@ class ProvenanceError(LatentSwapError):
 
     exit_code = 7
     http_status = 500
+
+
+class ProtectedPersonError(LatentSwapError):
+    """A face is that of a person on a do-not-swap list, so nothing was made of it."""
+
+    exit_code = 9
+    http_status = 403

@@ -32,7 +32,9 @@ class Mapped:
     source: Source
 
 
-def prepare_map(swapper: "Swapper", pairs: Sequence[Pair], *, on_step: OnStep) -> tuple[Mapped, ...]:
+def prepare_map(
+    swapper: "Swapper", pairs: Sequence[Pair], *, consent: str | None, on_step: OnStep
+) -> tuple[Mapped, ...]:
     """See `Swapper.prepare_map`."""
     from latentswap.pipeline import read
 
@@ -42,7 +44,7 @@ def prepare_map(swapper: "Swapper", pairs: Sequence[Pair], *, on_step: OnStep) -
     for reference, source in pairs:
         image = read(reference, role="REFERENCE")
         (wanted, *_) = choose(swapper.analyser(image.pixels), None, role="REFERENCE", name=image.name)
-        prepared = source if isinstance(source, Source) else swapper.prepare(source, on_step=on_step)
+        prepared = source if isinstance(source, Source) else swapper.prepare(source, consent=consent, on_step=on_step)
         swapper.check_prepared(prepared)
         reference_E = swapper.describe(wanted, image.pixels)
         people.append(Mapped(name=image.name, reference_E=reference_E, source=prepared))

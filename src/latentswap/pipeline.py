@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ from latentswap.mapping import Mapped, Pair, Source, prepare_map, swap_map
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
 from latentswap.networks import Networks, load_networks
 from latentswap.provenance.apply import Marking, network_hashes, publish, watermarked
+from latentswap.provenance.consent import NOBODY, SHOWS
+from latentswap.provenance.enforce import check_face, enforced
 from latentswap.provenance.mark import xmp_packet
+from latentswap.provenance.recognise import embed_face
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
@@ -47,6 +50,7 @@ from latentswap.swappers.latentswap import (
     Render,
     is_pivotal,
     known,
+    prepare_code,
     to_pixels,
     to_tensor,
 )
@@ -54,6 +58,7 @@ from latentswap.types import Crop, Face, Image, Making, SwapResult
 from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
+AnySource = TypeVar("AnySource", bound=Source)
 Work = Callable[[Source, Crop, OnStep], np.ndarray]
 """Swaps one crop: what it does is settled by the options."""
 VIEW_SIZE = 512  # side of the FFHQ-aligned crop to which the results of smaller ones of another alignment are brought
@@ -178,31 +183,37 @@ class Swapper:
         source: Picture | Sequence[Picture],
         *,
         faces: str | FaceChoice | None = None,
+        consent: str | None = None,
         on_step: OnStep = no_progress,
     ) -> Source:
         """Look at a SOURCE once: a picture with one face (or a choice of one), several pictures or a folder of them
         that show one person, or a file that `invert` wrote.
 
+        consent: what was attested about the person's agreement; it goes along into the report of every swap.
         Raises BadInputError for a picture that cannot be read, NoFaceError when no face or no single face is meant,
-        UsageError when several pictures show different people.
+        UsageError when several pictures show different people, ProtectedPersonError for a person on a do-not-swap list.
         """
         if isinstance(source, str | Path) and Path(source).is_dir():
             source = pictures_in(Path(source), role="SOURCE")
         if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-            each = [self.prepare(one, faces=faces, on_step=on_step) for one in source]
+            each = [self.prepare(one, faces=faces, consent=consent, on_step=on_step) for one in source]
             together = self.method.average(each)  # pyright: ignore[reportArgumentType] - all are this method's
-            return replace(together, files=tuple(file for one in each for file in one.files))
+            return self._allowed(replace(together, files=tuple(file for one in each for file in one.files)))
         if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
-            return self._code_of(source)
+            return self._allowed(replace(self._code_of(source), consent=consent))
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = self.method.crop(image.pixels, face.mesh_K3)
-        return replace(self.method.prepare(crop, name=image.name, on_step=on_step), files=_files(image))
+        self._check_protected(image, face, role="SOURCE")  # before a pivot is looked for
+        prepared = self.method.prepare(crop, name=image.name, on_step=on_step)
+        return replace(prepared, files=_files(image), synthetic=image.synthetic, consent=consent)
 
     def _code_of(self, path: str | Path) -> Prepared:
         """A file that `invert` or `sample` wrote."""
-        generator = self.networks.generator
-        prepared = Prepared.load(Path(path), num_ws=generator.num_ws, w_dim=generator.w_dim)
+        nets = self.networks
+        prepared = Prepared.load(Path(path), num_ws=nets.generator.num_ws, w_dim=nets.generator.w_dim)
+        if enforced():  # what the code draws counts as well as what the file says of it
+            self._allowed(prepare_code(nets, prepared.w_plus.to(nets.mean_E), name=prepared.name))
         return replace(prepared, files=(Path(path).read_bytes(),))
 
     def swap(
@@ -224,22 +235,27 @@ class Swapper:
         1 takes the source's. layers: rows of W+ that are swapped; None for all. occluders: keep what lies in front of
         the target's face (`face.occlusion`). edits: directions and their strengths (`edit.directions`), of the swap
         (`after`) or of the target before it is swapped. on_step: (steps done, steps in all).
-        Raises UsageError, BadInputError and NoFaceError.
+        Raises UsageError, BadInputError, NoFaceError, and ProtectedPersonError when the source or a chosen face is of
+        a person on a do-not-swap list.
         """
         work = self._swapping(strength, layers, edits, edit_when)
-        prepared = source if isinstance(source, Source) else self.prepare(source)
+        prepared = self._allowed(source) if isinstance(source, Source) else self.prepare(source)
         self.check_prepared(prepared)
         result = self._replace(
             target, faces, on_step, lambda crop, index, step: work(prepared, crop, step), occluders=occluders
         )
-        return replace(result, making=replace(result.making, deed="swapped", sources=prepared.files))
+        about = {"name": prepared.name, "synthetic": prepared.synthetic, "consent": prepared.consent}
+        making = replace(result.making, deed="swapped", sources=prepared.files)
+        return replace(result, report={**result.report, "source": about}, making=making)
 
-    def prepare_map(self, pairs: Sequence[Pair], *, on_step: OnStep = no_progress) -> tuple[Mapped, ...]:
+    def prepare_map(
+        self, pairs: Sequence[Pair], *, consent: str | None = None, on_step: OnStep = no_progress
+    ) -> tuple[Mapped, ...]:
         """People of a TARGET and whose faces they get: (reference, source) pairs, looked at once for many pictures.
 
         A reference is a picture with one face. Raises as `prepare` does, and UsageError for no pair at all.
         """
-        return prepare_map(self, pairs, on_step=on_step)
+        return prepare_map(self, pairs, consent=consent, on_step=on_step)
 
     def swap_map(
         self,
@@ -263,8 +279,15 @@ class Swapper:
             raise UsageError(f"The threshold is {threshold}; it is a distance above 0, by default {MATCH_DISTANCE}.")
         work = self._swapping(strength, layers, (), "after")
         result = swap_map(self, people, target, work, occluders=occluders, threshold=threshold, on_step=on_step)
-        sources = tuple(file for person in people for file in person.source.files)
-        return replace(result, making=replace(result.making, deed="swapped", sources=sources))
+        sources = [person.source for person in people]
+        about = {
+            "name": ", ".join(source.name for source in sources),
+            "synthetic": all(source.synthetic for source in sources),
+            "consent": "; ".join(dict.fromkeys(source.consent for source in sources if source.consent)) or None,
+        }
+        files = tuple(file for source in sources for file in source.files)
+        making = replace(result.making, deed="swapped", sources=files)
+        return replace(result, report={**result.report, "source": about}, making=making)
 
     def _swapping(self, strength: float, layers: tuple[int, ...] | None, edits: Edits, edit_when: EditWhen) -> Work:
         """What swaps one crop. Raises UsageError for options that are out of range or not the method's."""
@@ -292,7 +315,7 @@ class Swapper:
     ) -> SwapResult:
         """The TARGET picture with its own faces edited: inverted, moved along the directions, drawn and pasted back.
 
-        Raises UsageError, BadInputError and NoFaceError.
+        Raises UsageError, BadInputError, NoFaceError and ProtectedPersonError.
         """
         method = self.latent
         return self._replace(
@@ -335,17 +358,21 @@ class Swapper:
         if not 0 <= truncation_psi <= 1.5:
             raise UsageError(f"truncation_psi is {truncation_psi}; it runs from 0 (the mean face) to 1.5.")
         codes = [person(self.networks, seed=seed, index=0, truncation_psi=truncation_psi) for seed in seeds]
-        return [Image(pixels=self.latent.render(ws)[0], name=f"person {s}") for s, ws in zip(seeds, codes, strict=True)]
+        return [
+            Image(pixels=self.latent.render(ws)[0], name=f"person {s}", synthetic=True)
+            for s, ws in zip(seeds, codes, strict=True)
+        ]
 
     def invert(
         self, source: Picture, *, faces: str | FaceChoice | None = None, on_step: OnStep = no_progress
     ) -> Inverted:
         """A photograph's face as a W+ code, and the picture that the code makes; with `tune` also the generator's
-        change that makes it resemble the photograph."""
+        change that makes it resemble the photograph. Raises as `prepare`."""
         method = self.latent
         image = read(source, role="SOURCE")
         (face, *_) = self._choose(image, self.analyser(image.pixels), faces, role="SOURCE")
         crop = method.crop(image.pixels, face.mesh_K3)
+        self._check_protected(image, face, role="SOURCE")
         prepared = method.prepare(crop, name=image.name, on_step=on_step)
         delta, render, w_plus = None, method.render, prepared.w_plus
         if not method.pivotal:
@@ -355,7 +382,7 @@ class Swapper:
             tuned = delta.apply(self.networks.generator)
             render = make_render(replace(self.networks, generator=tuned), "cpu")
         return Inverted(
-            prepared=replace(prepared, w_plus=w_plus),
+            prepared=replace(prepared, w_plus=w_plus, synthetic=image.synthetic),
             picture=Image(pixels=render(w_plus)[0], name=image.name),
             delta=delta,
             making=Making(deed="inverted", sources=_files(image)),
@@ -378,17 +405,17 @@ class Swapper:
         """
         path, marking = Path(path), marking or Marking()
         check_output_path(path)
-        consent = None
+        consent, nobody = None, isinstance(result, Image) and result.synthetic
         match result:
             case SwapResult():
-                image, made, consent = result.image, result.making, result.report.get("consent")
+                image, made, consent = result.image, result.making, result.report.get("source", {}).get("consent")
             case Inverted():
                 image, made = result.picture, result.making
             case _:
                 image, made = result, Making(deed="generated")
         made = made if making is None else making
         image, payload = watermarked(image, marking)
-        xmp = packet(whole=made.whole, method=self.method.name)
+        xmp = packet(whole=made.whole, method=self.method.name, nobody=nobody)
         data = encode(image, path.suffix, quality=quality, xmp=xmp)
         networks = network_hashes(self.networks.files, made)
         publish(path, data, making=made, marking=marking, payload=payload, networks=networks, consent=consent)
@@ -401,13 +428,17 @@ class Swapper:
         work: Callable[[Crop, int, OnStep], np.ndarray],
         *,
         occluders: bool = False,
+        protects: bool = False,
     ) -> SwapResult:
-        """detect → align → `work` → paste back, for every chosen face of a TARGET."""
+        """detect → align → `work` → paste back, for every chosen face of a TARGET.
+
+        protects: the work protects who is shown, so that people on do-not-swap lists are welcome.
+        """
         began = perf_counter()
         image = read(target, role="TARGET")
         found = self.analyser(image.pixels)
         chosen = self._choose(image, found, faces, role="TARGET")
-        result = self.replace_in(image, found, chosen, on_step, work, occluders=occluders)
+        result = self.replace_in(image, found, chosen, on_step, work, occluders=occluders, protects=protects)
         return replace(result, report={**result.report, "seconds": round(perf_counter() - began, 2)})
 
     def replace_in(
@@ -419,9 +450,13 @@ class Swapper:
         work: Callable[[Crop, int, OnStep], np.ndarray],
         *,
         occluders: bool,
+        protects: bool = False,
     ) -> SwapResult:
-        """align → `work` → paste back, for every chosen face."""
+        """align → `work` → paste back, for every chosen face. protects: as for `_replace`."""
         began = perf_counter()
+        if not protects:
+            for face in chosen:
+                self._check_protected(image, face, role="TARGET")
         pixels, reports = image.pixels, []
         for index, face in enumerate(chosen):
             crop = self.method.crop(pixels, face.mesh_K3)
@@ -452,6 +487,21 @@ class Swapper:
             report={"seconds": round(perf_counter() - began, 2), "faces": reports},
             making=Making(deed="edited", target=image.encoded),
         )
+
+    def _check_protected(self, image: Image, face: Face, *, role: Literal["SOURCE", "TARGET"]) -> None:
+        """Raise ProtectedPersonError when the face is of a person on a do-not-swap list (`provenance.enforce`)."""
+        if not (lists := enforced()):
+            return
+        embedding_BE = embed_face(self.networks.identity, self.networks.mean_E, image.pixels, face)
+        box = [round(v) for v in face.box]
+        check_face(embedding_BE, what=f"the face at {box} in the {role} image {image.name}", lists=lists)
+
+    def _allowed(self, prepared: AnySource) -> AnySource:
+        """The same, unless it is of a person on a do-not-swap list: then ProtectedPersonError. Of a method whose
+        identities are another network's, `prepare` has looked at the picture."""
+        if isinstance(prepared, Prepared) and (lists := enforced()):
+            check_face(prepared.embedding, what=f"the face of the SOURCE {prepared.name}", lists=lists)
+        return prepared
 
     def _mesh(self, pixels: np.ndarray) -> np.ndarray:
         """The mesh of an aligned crop, in its pixels."""
@@ -497,12 +547,13 @@ class Swapper:
         return self.networks.identity(chip(crop))[0].cpu().numpy()
 
 
-def packet(*, whole: bool, method: str = "latentswap") -> bytes:
-    """The mark of an output (`provenance.mark`). whole: nothing in it was photographed."""
+def packet(*, whole: bool, method: str = "latentswap", nobody: bool = False) -> bytes:
+    """The mark of an output (`provenance.mark`). whole: nothing in it was photographed. nobody: nor does it go back to
+    a photograph, so that it needs no consent as a SOURCE."""
     return xmp_packet(
         digital_source_type="trainedAlgorithmicMedia" if whole else "compositeWithTrainedAlgorithmicMedia",
         software=f"latentswap {latentswap.__version__}",
-        details={"method": method},
+        details={"method": method} | ({SHOWS: NOBODY} if nobody else {}),
     )
 
 

@@ -25,6 +25,7 @@ class Image:
     icc_profile: bytes | None = None  # profile to embed in the output; pixels are sRGB already
     name: str = "image"  # what messages call it: the file's name, without folders
     encoded: bytes | None = field(default=None, repr=False)  # the file that it was decoded from, for its credentials
+    synthetic: bool = False  # True: made by `Swapper.sample`, so nobody who exists is shown
 
     @property
     def height(self) -> int:

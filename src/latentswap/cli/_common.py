@@ -51,7 +51,7 @@ def fetch_progress() -> Iterator[Callable[[int, int, str], None]]:
         yield announce
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+    with Progress(*columns, TimeRemainingColumn(), console=console, redirect_stdout=False) as bars:
 
         def advance(done: int, total: int, label: str) -> None:
             if label not in tasks:
@@ -82,7 +82,8 @@ def step_progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         yield lambda label: lambda done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
+    options = {"console": console, "transient": True, "redirect_stdout": False}  # results never go to standard error
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), **options) as bars:
 
         def start(label: str) -> Callable[[int, int], None]:
             task = bars.add_task(label, total=None)

@@ -69,6 +69,13 @@ DirectionFiles = Annotated[
         help="a file of directions (docs/editing.md), for --edit to name, and the rows that they edit; may be repeated",
     ),
 ]
+Consent = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="WHO, HOW",
+        help="who SOURCE shows and how they agreed; asked for once a photograph, not for generated people",
+    ),
+]
 Device = Annotated[str, tyro.conf.arg(help="cpu, or a torch device such as cuda")]
 Offline = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="do not use the network")]
 Label = Annotated[

@@ -1,7 +1,7 @@
 """`latentswap edit`: smiles, turned heads, mixed styles: faces changed by their codes."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ from latentswap.cli._options import (
     parse_numbers,
     read_edits,
 )
-from latentswap.cli.swap import check_faces, load, plan, run
+from latentswap.cli.swap import check_faces, check_lists, load, plan, run
 from latentswap.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def edit(
     if words is not None and job.what == "code":
         raise UsageError("--label writes on pictures, and the output is a code; leave it out.")
     check_faces(faces)
+    check_lists()
     marking = marking_for("edit", sign=sign, watermark=watermark)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
@@ -96,8 +97,7 @@ def edit(
         codes = [
             swapper.code(path, faces=None if faces == "all" else faces, on_step=bars(path.name)) for path in inputs
         ]
-        sources = tuple(path.read_bytes() for path in inputs)
-        _draw(swapper, codes, edits, out, job, bars(out.name), marking=marking, sources=sources, label=words)
+        _draw(swapper, codes, edits, out, job, bars(out.name), of=inputs, marking=marking, label=words)
     emit([str(out)], [str(out)], as_json=json)
     return 0
 
@@ -170,11 +170,11 @@ def _draw(
     job: _Job,
     on_step: Any,
     *,
+    of: list[Path],
     marking: Any,
-    sources: tuple[bytes, ...],
     label: str | None,
 ) -> None:
-    """Make the one file of a job on codes. sources: the files that the codes come from."""
+    """Make the one file of a job on codes. of: the files that the codes come from."""
     from latentswap.edit.directions import apply_edits
     from latentswap.edit.sheets import animate, mixing_sheet, strip, way
     from latentswap.pipeline import packet
@@ -184,10 +184,11 @@ def _draw(
 
     render, edited = swapper.method.render, [apply_edits(ws_BLD, edits) for ws_BLD in codes]
     path = [codes[0], edited[0]] if len(codes) == 1 else edited
-    making = Making(deed="inverted", sources=sources)
+    making = Making(deed="inverted", sources=tuple(path.read_bytes() for path in of))
     match job.what:
         case "code":
-            swapper.method.prepare_code(edited[0], name=out.name).save(out)
+            prepared = swapper.method.prepare_code(edited[0], name=out.name)
+            replace(prepared, synthetic=swapper.prepare(of[0]).synthetic).save(out)  # an edit makes nobody a stranger
             return
         case "animation":
             payload = marking.payload()

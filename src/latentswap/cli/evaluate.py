@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from latentswap.cli._common import Json, emit, step_progress
-from latentswap.cli._options import Device, Inversion, Offline, Output, Strength, check_strength, parse_numbers
-from latentswap.cli.swap import load
+from latentswap.cli._options import Consent, Device, Inversion, Offline, Output, Strength, check_strength, parse_numbers
+from latentswap.cli.consent import attest
+from latentswap.cli.swap import check_lists, load
 from latentswap.errors import UsageError
 
 _MOST_PAIRS = 1_000_000
@@ -23,6 +24,7 @@ def pairs(
     judge: Path | None = None,
     retrieval: int = 0,
     shard: str = "",
+    consent: Consent = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
@@ -54,6 +56,9 @@ def pairs(
         from latentswap.evaluate.judge import MeshPoints, load_judge
 
         network = load_judge(judge, MeshPoints.load(offline=offline))
+    if folder is not None:
+        attest([pair.source for pair in rows if pair.given is None], consent, skip_bad=True)
+    check_lists()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         swapper = load(stack, inversion=inversion, device=device, offline=offline)

@@ -1,7 +1,7 @@
 """The `latentswap` command: finds the chosen command, imports it alone, and turns errors into exit codes.
 
 Exit codes: 0 done · 1 a bug · 2 usage · 3 bad input · 4 no usable face · 5 weights · 6 resources · 7 provenance ·
-8 not anonymised · 130 interrupted.
+8 not anonymised · 9 protected person · 130 interrupted.
 """
 
 import difflib
@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("latentswap.cli.evaluate", "COMMANDS", "measure swaps: identity, pose, expression, seams (pairs)"),
     "verify": ("latentswap.cli.verify", "verify", "say who signed a picture or video, and what was done to it"),
     "credentials": ("latentswap.cli.credentials", "COMMANDS", "who signs outputs (init | import | show)"),
+    "consent": ("latentswap.cli.consent", "COMMANDS", "what was attested about people in sources (list | forget)"),
+    "protect": ("latentswap.cli.protect", "COMMANDS", "people who must not be swapped: add, list, check, share a list"),
     "models": ("latentswap.cli.models", "COMMANDS", "get, convert, describe networks (list | fetch | info | convert)"),
     "doctor": ("latentswap.cli.doctor", "doctor", "check the installation, the cache and the networks"),
 }

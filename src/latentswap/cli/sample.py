@@ -19,7 +19,7 @@ from latentswap.cli._options import (
     Tuned,
     parse_numbers,
 )
-from latentswap.cli.swap import check_faces, load
+from latentswap.cli.swap import check_faces, check_lists, load
 from latentswap.errors import UsageError
 
 
@@ -111,6 +111,7 @@ def invert(
     marking = None
     if preview is not None:
         marking = marking_for("invert", sign=sign, watermark=watermark, name_source=name_source)
+    check_lists()
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "tuned": tuned, "generator": generator}
         swapper = load(stack, **networks, mixes=False, device=device, offline=offline)

@@ -11,6 +11,7 @@ import tyro
 from latentswap.cli._common import Json, emit, fetch_progress, step_progress
 from latentswap.cli._marks import NameSource, Sign, Watermark, marking_for
 from latentswap.cli._options import (
+    Consent,
     Device,
     DirectionFiles,
     Edit,
@@ -35,6 +36,7 @@ from latentswap.cli._options import (
     parse_numbers,
     read_edits,
 )
+from latentswap.cli.consent import attest
 from latentswap.errors import LatentSwapError, UsageError
 
 
@@ -65,11 +67,14 @@ def swap(
     name_source: NameSource = True,
     label: Label = False,
     label_text: LabelText = None,
+    consent: Consent = None,
     device: Device = "cpu",
     offline: Offline = False,
     json: Json = False,
 ) -> int:
     """Put the face of SOURCE on the faces of TARGET.
+
+    Exit code 9: SOURCE or a face of TARGET is of a person on a do-not-swap list (`latentswap protect`).
 
     Args:
         source: A picture of one person, a folder of several of the same person, or a code that `latentswap invert`
@@ -97,6 +102,8 @@ def swap(
     jobs = plan(target, out)
     words = label_words(label, label_text)
     check_faces(faces, source_face)
+    attested = attest([source for _, source in people] or [source], consent)
+    check_lists()
     marking = marking_for("swap", sign=sign, watermark=watermark, name_source=name_source)
     with ExitStack() as stack:
         networks = {"inversion": inversion, "encoder": encoder, "joint": joint, "tuned": tuned}
@@ -104,9 +111,10 @@ def swap(
         swapper = load(stack, **networks, device=device, offline=offline)
         with step_progress() as bars:
             if people:
-                mapped = swapper.prepare_map(people, on_step=bars("sources"))
+                mapped = swapper.prepare_map(people, consent=attested, on_step=bars("sources"))
             else:
-                prepared = swapper.prepare(source, faces=source_face or None, on_step=bars(source.name))
+                step = bars(source.name)
+                prepared = swapper.prepare(source, faces=source_face or None, consent=attested, on_step=step)
 
         def work(path: Path, on_step: Callable[[int, int], None]) -> Any:
             options = {"strength": strength, "layers": rows, "occluders": occluders, "on_step": on_step}
@@ -147,6 +155,13 @@ def check_faces(*choices: str) -> None:
 
     for choice in filter(None, choices):
         parse_faces(choice)
+
+
+def check_lists() -> None:
+    """Refuse a job before any model loads where a do-not-swap list that applies cannot be had."""
+    from latentswap.provenance.enforce import enforced
+
+    enforced()
 
 
 def load(stack: ExitStack, **options: Any) -> Any:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from latentswap.errors import BadInputError, NoFaceError
+from latentswap.errors import BadInputError, NoFaceError, ProtectedPersonError
 from latentswap.evaluate.judge import Judge
 from latentswap.evaluate.pairs import Pair, Results
 from latentswap.evaluate.report import Failure, Report, build
@@ -35,7 +35,7 @@ def swap_pairs(
     for done, pair in enumerate(pairs, 1):
         try:
             results.make(pair, on_piece(pair.name))
-        except (BadInputError, NoFaceError) as error:
+        except (BadInputError, NoFaceError, ProtectedPersonError) as error:
             failures.append(_failure(pair, error))
         advance(done, len(pairs))
     return failures
@@ -68,7 +68,7 @@ def evaluate_pairs(
             notes = results.make(pair, on_piece(pair.name))
             scores.append(scorer.score(pair, results.path(pair), notes))
             peaks += [notes["peak_memory_bytes"]] if "peak_memory_bytes" in notes else []
-        except (BadInputError, NoFaceError) as error:
+        except (BadInputError, NoFaceError, ProtectedPersonError) as error:
             failures.append(_failure(pair, error))
         advance(done, len(pairs))
     ranks, gallery = [], 0
@@ -90,5 +90,5 @@ def evaluate_pairs(
     return report
 
 
-def _failure(pair: Pair, error: BadInputError | NoFaceError) -> Failure:
+def _failure(pair: Pair, error: BadInputError | NoFaceError | ProtectedPersonError) -> Failure:
     return Failure(pair=pair, error=str(error), kind=type(error).__name__, exit_code=error.exit_code)

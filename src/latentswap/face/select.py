@@ -14,7 +14,7 @@ from latentswap.types import Face
 MATCH_DISTANCE = 0.6  # Euclidean distance of dlib's embeddings below which two faces are one person
 GRAMMAR = "all, largest, a number (0 is the largest face) or match:REFERENCE.jpg"
 
-Role = Literal["SOURCE", "TARGET", "REFERENCE"]
+Role = Literal["SOURCE", "TARGET", "REFERENCE", "PHOTO"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ def choose(
     """The faces that are meant, at least one; exactly one for a SOURCE.
 
     faces: all faces of the picture in the analyser's order; their numbers count those that are faces at all.
-    choice: None means every usable face of a TARGET, and the only usable face of a SOURCE or REFERENCE.
+    choice: None means every usable face of a TARGET, and the only usable face of a SOURCE, REFERENCE or PHOTO.
     role, name: which picture it is, for messages.
     embed, reference_E: for kind "match": identity embeddings of a face of this picture and of the reference.
 
-    Raises NoFaceError when there is no such face, when all of them have reasons to be left alone, or when a SOURCE is
-    ambiguous; UsageError when a match is asked for without embeddings.
+    Raises NoFaceError when there is no such face, when all of them have reasons to be left alone, or when a SOURCE or
+    PHOTO is ambiguous; UsageError when a match is asked for without embeddings.
     """
     where = f"the {role} image {name}"
     candidates = [face for face in faces if "not_a_face" not in face.reasons]
@@ -82,7 +82,7 @@ def choose(
         return (_closest(usable, choice.reference, embed, reference_E, where),)
     if role == "REFERENCE" and len(usable) > 1:
         raise NoFaceError(f"{len(usable)} faces in {where}, and it is not clear who is meant; crop it to one of them")
-    if role == "SOURCE" and len(usable) > 1:
+    if role != "TARGET" and len(usable) > 1:
         raise NoFaceError(
             f"{len(usable)} faces in {where}, and it is not clear which is meant; choose with faces = "
             f"largest, a number from 0 to {len(candidates) - 1} (0 is the largest) or match:REFERENCE.jpg"

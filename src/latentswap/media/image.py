@@ -76,7 +76,7 @@ def decode(
     """
     if not isinstance(data, bytes):
         name = Path(data).name if name is None else name
-        data = _read_file(Path(data), role)
+        data = read_file(Path(data), role=role)
     label = _label(role, name)
     source = open_image(data, label=label)
     _check_size(source.width, source.height, label)
@@ -239,7 +239,8 @@ def srgb_profile() -> bytes:
     return bytes(profile)
 
 
-def _read_file(path: Path, role: str) -> bytes:
+def read_file(path: Path, *, role: str) -> bytes:
+    """The bytes of a regular file that may be a picture. Raises BadInputError and TooLargeError, as `decode` does."""
     label = _label(role, str(path))
     try:
         # Non-blocking, because opening a pipe would otherwise wait for someone to write into it.

@@ -34,6 +34,7 @@ class Prepared:
     name: str = "source"
     synthetic: bool = False  # True: a person who does not exist
     files: tuple[bytes, ...] = field(default=(), repr=False)  # what was looked at, for credentials; never saved
+    consent: str | None = None  # what was attested about the person's agreement (`provenance.consent`); never saved
 
     def save(self, path: Path) -> None:
         """Write to safetensors: `latentswap swap` takes such a file in place of the SOURCE picture."""

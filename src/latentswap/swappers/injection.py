@@ -33,7 +33,10 @@ class Identity:
 
     embedding: torch.Tensor  # [1, E], unit length
     name: str = "source"
-    files: tuple[bytes, ...] = ()  # as in `Prepared`
+    # As in `Prepared`:
+    synthetic: bool = False
+    consent: str | None = None
+    files: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

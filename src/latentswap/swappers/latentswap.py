@@ -182,10 +182,7 @@ class LatentSwap:
 
     def prepare_code(self, ws_BLD: torch.Tensor, *, name: str = "source") -> Prepared:
         """The same for a person who does not exist, from the code [1, L, D]."""
-        nets = self.networks
-        img_BCHW = _small(nets.generator, ws_BLD)
-        embedding_BE, mesh_BK3 = embed(nets.identity, img_BCHW, nets.mean_E), mesh_of(nets, img_BCHW)
-        return Prepared(w_plus=ws_BLD, embedding=embedding_BE, mesh=mesh_BK3, name=name, synthetic=True)
+        return prepare_code(self.networks, ws_BLD, name=name)
 
     def swap(
         self,
@@ -313,6 +310,18 @@ def known(networks: "Networks", crop: Crop) -> np.ndarray:
 def own_code(networks: "Networks", img_BCHW: torch.Tensor) -> torch.Tensor:
     """FFHQ-aligned crops [B, 3, S, S] → the shipped encoder's W+ [B, 16, 512]."""
     return networks.encoder(trunk_features(networks.identity, networks.mesh, img_BCHW))
+
+
+def prepare_code(networks: "Networks", ws_BLD: torch.Tensor, *, name: str = "source") -> Prepared:
+    """A person who does not exist, as a source: what the code [1, L, D] draws, looked at."""
+    img_BCHW = _small(networks.generator, ws_BLD)
+    return Prepared(
+        w_plus=ws_BLD,
+        embedding=embed(networks.identity, img_BCHW, networks.mean_E),
+        mesh=mesh_of(networks, img_BCHW),
+        name=name,
+        synthetic=True,
+    )
 
 
 def is_pivotal(networks: "Networks", inversion: str, inverter: Inverter | None) -> bool:

@@ -3,7 +3,10 @@
 from importlib import resources
 from pathlib import Path
 
-ASSETS = ("head256", "population", "mesh_mean", "encoder", "mixer", "attributes", "gallery", "directions", "simswap")
+ASSETS = (
+    *("head256", "population", "mesh_mean", "encoder", "mixer", "attributes", "gallery", "directions", "matching"),
+    "simswap",
+)
 
 
 def asset_path(name: str) -> Path:
