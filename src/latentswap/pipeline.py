@@ -55,6 +55,7 @@ from latentswap.swappers.latentswap import (
     to_tensor,
 )
 from latentswap.types import Crop, Face, Image, Making, SwapResult
+from latentswap.weights.assets import asset_path
 from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
@@ -162,6 +163,8 @@ class Swapper:
         if identity is not None or not (generator is None or is_compact(generator)):
             published = load_simswap(generator, identity, device=device, cache=cache)
         networks = load_networks(mixes=False, device=device, offline=offline, progress=progress)
+        files = {**networks.files, "simswap": Path(asset_path("simswap") if generator is None else generator)}
+        networks = replace(networks, files=files if identity is None else {**files, "identity": Path(identity)})
         if published is None:
             method = GuidedSwapper.load(networks, device=device, cache=cache, path=generator)
         else:
