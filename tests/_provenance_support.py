@@ -35,8 +35,8 @@ def encoded(kind: str, *, side: int = 96, seed: int = 0, **options: Any) -> byte
 
 
 def video(path: Path, *, frames: int = 8) -> bytes:
-    """An H.264 MP4 of 96 × 96."""
-    with av.open(str(path), "w", format="mp4") as out:
+    """An H.264 MP4 of 96 × 96; by the suffix also MOV or AVI."""
+    with av.open(str(path), "w", format={".mov": "mov", ".avi": "avi"}.get(path.suffix, "mp4")) as out:
         stream = out.add_stream("libx264", rate=Fraction(25))
         stream.width = stream.height = 96
         stream.pix_fmt = "yuv420p"
@@ -89,9 +89,23 @@ def retouched(photo: bytes, credentials: Credentials) -> bytes:
     return _by_others(encoded("JPEG", seed=6), "Editor", [], (c2pa.C2paBuilderIntent.EDIT,), photo, credentials)
 
 
-def _by_others(data: bytes, software: str, assertions: list, intent: tuple, parent: bytes | None, who: Credentials):
+def by_others(data: bytes, mime: str, credentials: Credentials) -> bytes:
+    """A file of any media type, signed by somebody else."""
+    intent = (c2pa.C2paBuilderIntent.CREATE, c2pa.C2paDigitalSourceType.DIGITAL_CAPTURE)
+    return _by_others(data, "Other", [], intent, None, credentials, mime=mime)
+
+
+def _by_others(
+    data: bytes,
+    software: str,
+    assertions: list,
+    intent: tuple,
+    parent: bytes | None,
+    who: Credentials,
+    *,
+    mime: str = "image/jpeg",
+):
     settings = {"version": 1, "verify": {"remote_manifest_fetch": False}}
-    mime = "image/jpeg" if data[:2] == b"\xff\xd8" else "image/png"
     definition = {"claim_generator_info": [{"name": software, "version": "1"}], "assertions": assertions}
     builder = c2pa.Builder(definition, c2pa.Context(c2pa.Settings.from_dict(settings)))
     builder.set_intent(*intent)

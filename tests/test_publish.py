@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from _provenance_support import authority, encoded, pixels
+from _provenance_support import authority, encoded, pixels, video
 from make_bad_files import unprivileged
 
 from latentswap.errors import ProvenanceError, ResourceError, UsageError
 from latentswap.media.atomic import output_lock
 from latentswap.media.image import decode, encode
 from latentswap.pipeline import packet
-from latentswap.provenance.apply import Marking, network_hashes, publish
+from latentswap.provenance.apply import Marking, finish_file, network_hashes, publish
 from latentswap.provenance.credentials import load_credentials
 from latentswap.provenance.mark import read_mark
 from latentswap.provenance.record import check_record, read_records, record_path, sha256_of
@@ -236,6 +236,7 @@ def test_killed_jobs_leave_a_signed_file_and_are_swept_up(tmp_path: Path) -> Non
         json.loads(line)
 
 
+@pytest.mark.slow
 def test_records_of_many_jobs_at_once_stay_whole(tmp_path: Path) -> None:
     script = f"{_PUBLISHER}for _ in range(10): out()\n"
     jobs = [_python(script, tmp_path / f"{number}.png") for number in range(2)]
@@ -244,6 +245,26 @@ def test_records_of_many_jobs_at_once_stay_whole(tmp_path: Path) -> None:
         assert job.returncode == 0, err
     assert len(list(read_records())) == 20
     assert len({line["job"] for line in read_records()}) == 2
+
+
+def test_a_video_is_signed_where_it_lies_and_recorded_under_its_name(tmp_path: Path) -> None:
+    """Its parent is a file, too, and is never read whole into memory."""
+    part, target = tmp_path / ".latentswap-0-0.part", tmp_path / "in.mp4"
+    video(part)
+    video(target, frames=4)
+    making, marking = Making(deed="swapped", target=target), Marking(command="swap")
+    finish_file(part, tmp_path / "out.mp4", making=making, marking=marking, payload=None, networks={})
+    os.replace(part, tmp_path / "out.mp4")
+    found = verify(tmp_path / "out.mp4")
+    assert (found.outcome, found.media_type, found.origins[0].title) == ("trusted", "video/mp4", "target")
+    (line,) = read_records()
+    assert line["output"].endswith("/out.mp4") and line["sha256"] == sha256_of(tmp_path / "out.mp4")
+    assert line["inputs"] == [{"role": "target", "sha256": sha256_of(target)}]
+    again = Making(deed="edited", target=tmp_path / "out.mp4")
+    video(part)
+    finish_file(part, tmp_path / "b.mp4", making=again, marking=marking, payload=None, networks={})
+    assert verify(part).origins[0].credentials == "trusted"
+    assert sorted(os.listdir(tmp_path)) == [part.name, "in.mp4", "out.mp4"]
 
 
 def test_a_broken_line_of_the_record_is_passed_over(tmp_path: Path) -> None:

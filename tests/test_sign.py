@@ -7,7 +7,9 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import _provenance_support as support
 import av
@@ -20,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from latentswap.errors import ProvenanceError, UsageError
-from latentswap.provenance.credentials import Credentials
+from latentswap.provenance import certificates
+from latentswap.provenance.credentials import Credentials, import_credentials, load_credentials
 from latentswap.provenance.sign import check_credentials, manifest, sign_bytes, sign_file, sniff
 from latentswap.provenance.store import personal_assertions, read_store
 from latentswap.provenance.verify import verify
@@ -309,3 +312,68 @@ def test_a_full_disk_while_a_large_file_is_signed(tmp_path):
 
 def test_manifests_are_json(signer):
     json.dumps(manifest(claim(watermark=1), []))
+
+
+@pytest.mark.parametrize("kind", ["P-384", "Ed25519", "RSA"])
+def test_keys_of_other_kinds_sign(tmp_path, monkeypatch, kind):
+    """An imported chain of each kind: the algorithm is told from the certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    monkeypatch.setenv("LATENTSWAP_DATA", str(tmp_path / "data"))
+    key = {
+        "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "Ed25519": ed25519.Ed25519PrivateKey.generate,
+        "RSA": lambda: rsa.generate_private_key(65537, 2048),
+    }[kind]()
+    ca, ca_key = certificates.make_authority("Authority")
+    plain, _ = certificates.make_leaf("Studio", ca, ca_key)
+    builder = x509.CertificateBuilder(
+        plain.issuer, plain.subject, key.public_key(), 7, plain.not_valid_before_utc, plain.not_valid_after_utc
+    )
+    identifiers = (x509.AuthorityKeyIdentifier, x509.SubjectKeyIdentifier)
+    for extension in plain.extensions:
+        if not isinstance(extension.value, identifiers):
+            builder = builder.add_extension(extension.value, extension.critical)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
+    assert ExtendedKeyUsageOID.EMAIL_PROTECTION in plain.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    leaf = builder.sign(ca_key, hashes.SHA256())
+    (tmp_path / "chain.pem").write_bytes(certificates.pem(leaf) + certificates.pem(ca))
+    (tmp_path / "key.pem").write_bytes(certificates.key_pem(key))  # pyright: ignore[reportArgumentType]
+    assert (
+        import_credentials(tmp_path / "chain.pem", tmp_path / "key.pem").algorithm
+        == {
+            "P-384": "es384",
+            "Ed25519": "ed25519",
+            "RSA": "ps256",
+        }[kind]
+    )
+    (tmp_path / "out.png").write_bytes(sign_bytes(encoded("PNG"), claim("generated"), load_credentials()))
+    assert verify(tmp_path / "out.png").outcome == "trusted"
+
+
+def test_a_signature_without_a_time_stamp_ends_with_its_certificate(tmp_path):
+    """Which is why local certificates last long: nothing shows that it was made in time."""
+    ca, ca_key = certificates.make_authority("Short")
+    seconds = 3 / (365 * 86400)
+    leaf, key = certificates.make_leaf("Short", ca, ca_key, years=seconds)
+    chain = (certificates.pem(leaf) + certificates.pem(ca)).decode()
+    short = Credentials(chain_pem=chain, key_pem=certificates.key_pem(key).decode(), algorithm="es256")
+    (tmp_path / "ca.pem").write_bytes(certificates.pem(ca))
+    (tmp_path / "out.png").write_bytes(sign_bytes(encoded("PNG"), claim("generated"), short))
+    assert verify(tmp_path / "out.png", trust=tmp_path / "ca.pem").outcome == "trusted"
+    time.sleep(max(0.0, (leaf.not_valid_after_utc - datetime.now(UTC)).total_seconds()) + 1.1)
+    found = verify(tmp_path / "out.png", trust=tmp_path / "ca.pem")
+    assert found.outcome == "invalid" and any("expired" in problem.lower() for problem in found.problems)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "GIF", "TIFF", "MOV", "AVI"])
+def test_formats_that_others_sign_are_verified(tmp_path, signer, checked, kind):
+    if kind in ("MOV", "AVI"):
+        plain, mime = video(tmp_path / f"x.{kind.lower()}"), {"MOV": "video/quicktime", "AVI": "video/avi"}[kind]
+    else:
+        plain, mime = encoded(kind), f"image/{kind.lower()}"
+    found = checked(support.by_others(plain, mime, signer[0]))
+    assert (found.outcome, found.made_by, found.media_type) == ("trusted", "Other 1", mime)

@@ -149,6 +149,41 @@ def publish(
         from latentswap.provenance.sign import sign_bytes
 
         data = sign_bytes(data, marking.claim(making, payload, networks), marking.signer())
+    _record(path, sha256_of(data), making, marking, payload, networks, consent)
+    write_atomic(path, data)
+
+
+def finish_file(
+    part: Path,
+    path: Path,
+    *,
+    making: Making,
+    marking: Marking,
+    payload: int | None,
+    networks: Mapping[str, str],
+    consent: str | None = None,
+) -> None:
+    """sign → record, for a finished video that will take the name `path` and does not fit in memory.
+
+    part: where it lies now; it is signed there (`sign.sign_file`). Raises as `publish`, and OSError where the disk is
+    full.
+    """
+    if marking.sign:
+        from latentswap.provenance.sign import sign_file
+
+        sign_file(part, marking.claim(making, payload, networks), marking.signer())
+    _record(path, sha256_of(part), making, marking, payload, networks, consent)
+
+
+def _record(
+    path: Path,
+    sha256: str,
+    making: Making,
+    marking: Marking,
+    payload: int | None,
+    networks: Mapping[str, str],
+    consent: str | None,
+) -> None:
     inputs = [] if making.target is None else [InputFile(role="target", sha256=sha256_of(making.target))]
     inputs += [InputFile(role="source", sha256=sha256_of(source)) for source in making.sources]
     append(
@@ -158,14 +193,13 @@ def publish(
             deed=making.deed,
             inputs=tuple(inputs),
             output=str(path.absolute()),
-            sha256=sha256_of(data),
+            sha256=sha256,
             signed=marking.sign,
             watermark=None if payload is None else f"{payload:08x}",
             networks=networks,
             consent=consent,
         )
     )
-    write_atomic(path, data)
 
 
 def network_hashes(files: Mapping[str, Path], making: Making) -> dict[str, str]:
