@@ -95,6 +95,20 @@ FAMILIES: dict[str, Family] = {
         matches=simswap.matches_discriminator,
         convert=simswap.convert_discriminator,
     ),
+    "simswap-projected": Family(
+        title="SimSwap, projected discriminator",
+        published="written by neuralchen/SimSwap's train.py",
+        licence=_SIMSWAP,
+        matches=simswap.matches_projected,
+        convert=simswap.convert_projected,
+    ),
+    "efficientnet-lite0": Family(
+        title="EfficientNet-lite0 (timm's tf_efficientnet_lite0)",
+        published="huggingface/pytorch-image-models",
+        licence="Apache-2.0; trained on ImageNet",
+        matches=simswap.matches_backbone,
+        convert=simswap.convert_backbone,
+    ),
     "simswap-arcface": Family(
         title="SimSwap's ArcFace, a pickled module",
         published="neuralchen/SimSwap (arcface_checkpoint.tar), after foamliu/InsightFace-v2",

@@ -34,6 +34,8 @@ NETWORKS: dict[str, tuple[str, str | None, str]] = {
     "identity/arcface-se": ("latentswap.identity.arcface_se", "ArcFaceSEConfig", "ArcFaceSE"),
     "swapper/simswap": ("latentswap.swappers.simswap", "SimSwapConfig", "SimSwapGenerator"),
     "discriminator/patchgan": ("latentswap.swappers.patchgan", "PatchGANConfig", "PatchGAN"),
+    "discriminator/projected": ("latentswap.swappers.projected", "ProjectedConfig", "ProjectedDiscriminator"),
+    "backbone/efficientnet-lite0": ("latentswap.swappers.projected", None, "EfficientNetLite0"),
     "shape/deep3d": ("latentswap.shape.deep3d", "Deep3DConfig", "Deep3D"),
     "shape/deep3d-landmarks": ("latentswap.shape.deep3d", None, "LandmarkModel"),
     "mixer": ("latentswap.swappers.mixer", "MixerConfig", "LatentMixer"),

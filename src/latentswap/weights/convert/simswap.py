@@ -17,6 +17,8 @@ from latentswap.weights.convert.unpickle import Record
 
 VARIANTS = ("legacy224", "legacy512", "fix", "fix_deep")
 
+_STEM = {"conv_stem": 0, "bn1": 1}
+_DEPTHS = ((0, 2), (2, 3), (3, 5), (5, 7))  # stages of EfficientNet at each depth of the projected discriminator
 _ARCFACE = re.compile(r"(\w+\.)*ResNet")
 _PARALLEL = "torch.nn.parallel.data_parallel.DataParallel"
 _BLOCK = re.compile(r"BottleNeck\.(\d+)\.(conv[12]\.1|style[12]\.linear)\.(weight|bias)")
@@ -75,6 +77,40 @@ def convert_discriminator(value: Any) -> list[Network]:
     state = tensors(value)
     config = {"width": shape_of(state, "down1.0.weight", 4)[0]}
     return [Network(kind="discriminator/patchgan", config=config, tensors=state)]
+
+
+def matches_projected(value: object) -> bool:
+    """Whether the file is the projected discriminator of the later training script."""
+    names = {"feature_network.scratch.layer0_ccm.weight", "discriminator.mini_discs.3.main.0.main.0.weight_orig"}
+    return isinstance(value, dict) and names <= value.keys()
+
+
+def convert_projected(value: Any) -> list[Network]:
+    """The discriminator under its own names, its classifier and its random part with it."""
+    state = tensors(value)
+    config = {"width": shape_of(state, "feature_network.scratch.layer0_ccm.weight", 4)[0]}
+    return [Network(kind="discriminator/projected", config=config, tensors=state)]
+
+
+def matches_backbone(value: object) -> bool:
+    """Whether the file is timm's state dictionary of EfficientNet-lite0."""
+    return isinstance(value, dict) and {"conv_stem.weight", "blocks.6.0.conv_pwl.weight"} <= value.keys()
+
+
+def convert_backbone(value: Any) -> list[Network]:
+    """The classifier up to its last unit, by the depths at which the projected discriminator reads it."""
+    state = {}
+    for name, tensor in tensors(value).items():
+        first, _, rest = name.partition(".")
+        if first in _STEM:
+            state[f"layer0.{_STEM[first]}.{rest}"] = tensor
+        elif first == "blocks":
+            stage, _, rest = rest.partition(".")
+            depth = next(i for i, (start, end) in enumerate(_DEPTHS) if start <= int(stage) < end)
+            state[f"layer{depth}.{int(stage) - _DEPTHS[depth][0] + (3 if depth == 0 else 0)}.{rest}"] = tensor
+        elif first not in ("conv_head", "bn2", "classifier"):
+            raise WeightsError(f"{name[:100]} belongs to no EfficientNet-lite0")
+    return [Network(kind="backbone/efficientnet-lite0", config={}, tensors=state)]
 
 
 def matches_arcface(value: object) -> bool:
