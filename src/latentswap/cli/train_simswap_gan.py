@@ -110,7 +110,7 @@ def _trainee(
 ) -> Any:
     import torch
 
-    from latentswap.swappers.compact import CompactSwap, InnerDlib, inner
+    from latentswap.swappers.compact import CompactSwap, InnerDlib, Unguided, inner
     from latentswap.swappers.patchgan import PatchGANConfig, TwoScales
     from latentswap.swappers.simswap import SimSwapConfig, SimSwapGenerator
     from latentswap.train.identities import Identities
@@ -136,15 +136,16 @@ def _trainee(
 
     def make() -> Any:
         if name == "compact":
-            return CompactSwap()
+            return Unguided(CompactSwap())
         return SimSwapGenerator(SimSwapConfig(variant=name, width=width, identity_dim=identity.embedding_dim))
 
     networks = [make().to(device), make().to(device)]
     if start is not None:
         trained = (CompactSwap if compact else SimSwapGenerator).load(start)
-        if trained.config != networks[0].config:
-            raise UsageError(f"{start} holds {trained.config}, and {networks[0].config} is to be trained.")
-        networks[0].load_state_dict(trained.state_dict())
+        wanted = networks[0].network if compact else networks[0]
+        if trained.config != wanted.config:
+            raise UsageError(f"{start} holds {trained.config}, and {wanted.config} is to be trained.")
+        wanted.load_state_dict(trained.state_dict())
     for network in networks:
         network.to(memory_format=torch.channels_last)
     discriminator = TwoScales(PatchGANConfig(width=discriminator_width)).to(device)

@@ -159,6 +159,22 @@ class CompactSwap(nn.Module):
         return load_described(path, kind=KIND, config=CompactConfig, build=cls)
 
 
+class Unguided(nn.Module):
+    """The network where there is no guide: (targets, embeddings) → swaps, as SimSwap's own training calls it."""
+
+    def __init__(self, network: CompactSwap) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, img_BCHW: torch.Tensor, embedding_BE: torch.Tensor) -> torch.Tensor:
+        nothing_B4HW = F.pad(torch.zeros_like(img_BCHW), (0, 0, 0, 0, 0, 1))
+        return self.network(img_BCHW, nothing_B4HW, embedding_BE)
+
+    def save(self, path: Path, *, summary: Mapping[str, object]) -> None:
+        """See `CompactSwap.save`."""
+        self.network.save(path, summary=summary)
+
+
 def is_compact(path: str | Path) -> bool:
     """Whether a file holds such a network. Raises WeightsError for one that is no safetensors file."""
     return read_header(Path(path)).metadata.get("kind") == KIND
