@@ -168,7 +168,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("variant", ["legacy224", pytest.param("fix_deep", marks=pytest.mark.slow)])
 def test_the_command(files, variant, swapper, tmp_path, monkeypatch, capsys):
     if variant == "legacy224":  # the other one loads them itself
-        monkeypatch.setattr("latentswap.pipeline.load_networks", lambda **_: swapper.networks)
+        monkeypatch.setattr("latentswap.methods.load_networks", lambda **_: swapper.networks)
         monkeypatch.setattr("latentswap.pipeline.FaceAnalyser.load", lambda **_: swapper.analyser)
     monkeypatch.setattr("latentswap.pipeline.cache_root", lambda: tmp_path)  # exported networks
     monkeypatch.chdir(files)
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(
     files, options, code, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(files)
-    monkeypatch.setattr("latentswap.pipeline.load_networks", lambda **_: pytest.fail("networks were loaded"))
+    monkeypatch.setattr("latentswap.methods.load_networks", lambda **_: pytest.fail("networks were loaded"))
     other = SimSwapGenerator(SimSwapConfig(width=32, identity_dim=8, blocks=1))
     save_described(files / "other.safetensors", other, "swapper/simswap")
     assert main(["swap", "me.png", "me.png", "-o", str(tmp_path / "o.png"), "--method", "simswap", *options]) == code

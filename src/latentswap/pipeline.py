@@ -7,7 +7,7 @@ SOURCE once: decode → detect → align → prepare; then swap many.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -28,10 +28,11 @@ from latentswap.face.select import MATCH_DISTANCE, FaceChoice, choose, parse_fac
 from latentswap.identity.dlib_resnet import chip
 from latentswap.inversion.delta import GeneratorDelta
 from latentswap.inversion.optimise import embed
-from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check_name
+from latentswap.inversion.psp import EncoderName
 from latentswap.mapping import Mapped, Pair, Source, prepare_map, swap_map
 from latentswap.media.image import as_image, check_output_path, decode, encode, pictures_in
-from latentswap.networks import Networks, load_networks
+from latentswap.methods import Method, build_method, make_render
+from latentswap.networks import Networks
 from latentswap.provenance.apply import Marking, network_hashes, publish, watermarked
 from latentswap.provenance.consent import NOBODY, SHOWS
 from latentswap.provenance.enforce import check_face, enforced
@@ -40,23 +41,16 @@ from latentswap.provenance.recognise import embed_face
 from latentswap.seeds import generator_for
 from latentswap.shape.mesh import crop_mesh
 from latentswap.swappers.base import OnStep, Prepared, no_progress
-from latentswap.swappers.compact import is_compact
-from latentswap.swappers.guided import GuidedSwapper
-from latentswap.swappers.injection import InjectionSwapper, load_simswap, refuse_options
 from latentswap.swappers.latentswap import (
     EditWhen,
     Inversion,
     LatentSwap,
     Render,
-    is_pivotal,
-    known,
     prepare_code,
     to_pixels,
     to_tensor,
 )
 from latentswap.types import Crop, Face, Image, Making, SwapResult
-from latentswap.weights.assets import asset_path
-from latentswap.weights.fetch import cache_root
 
 Picture = str | Path | bytes | np.ndarray | Image
 AnySource = TypeVar("AnySource", bound=Source)
@@ -84,9 +78,7 @@ class Swapper:
     >>> swapper.write(result, "out.png")
     """
 
-    def __init__(
-        self, networks: Networks, method: LatentSwap | InjectionSwapper | GuidedSwapper, analyser: FaceAnalyser
-    ) -> None:
+    def __init__(self, networks: Networks, method: Method, analyser: FaceAnalyser) -> None:
         self.networks, self.method, self.analyser = networks, method, analyser
 
     @classmethod
@@ -119,67 +111,27 @@ class Swapper:
         Raises UsageError for an unknown method, inversion or device and for networks that do not fit one another,
         WeightsError when networks cannot be had.
         """
-        if method not in ("latentswap", "simswap"):
-            raise UsageError(f"method is {method!r}; there are: latentswap, simswap.")
-        check_device(device)
-        if method == "simswap":
-            refuse_options(encoder=encoder, joint=joint, tuned=tuned, mixer=mixer)
-            return cls._of_simswap(generator, identity, device=device, offline=offline, progress=progress)
-        if identity is not None:
-            raise UsageError("An identity network of your own is for method simswap; LatentSwap swaps with its own.")
-        published = None if encoder is None else PspEncoder.load(encoder)
-        if joint and inversion != "tune":
-            raise UsageError(f"Only `tune` can tune to the pair jointly, not inversion {inversion!r}.")
-        if inversion in ("e4e", "psp", "restyle"):
-            check_name(published, inversion)
-            inversion = "fast"
-        networks = load_networks(
-            generator=generator, mixer=mixer, mixes=mixes, device=device, offline=offline, progress=progress
-        )
-        if tuned is not None:
-            delta = GeneratorDelta.load(tuned, networks.generator)
-            files = {**networks.files, "tuned": Path(tuned)}
-            networks = replace(networks, generator=delta.apply(networks.generator), files=files)
-        if encoder is not None:
-            networks = replace(networks, files={**networks.files, "encoder": Path(encoder)})
-        inverter = None if published is None else PspInverter(published.to(device), networks.generator)
-        is_pivotal(networks, inversion, inverter)  # refused before the generator is compiled
-        render = make_render(networks, device)
-        swapping = LatentSwap(networks, render, inversion=inversion, joint=joint, inverter=inverter)
+        files = {"encoder": encoder, "tuned": tuned, "generator": generator, "mixer": mixer, "identity": identity}
+        source = {"device": device, "offline": offline, "progress": progress}
+        networks, swapping = build_method(method, inversion, files, joint=joint, mixes=mixes, **source)
         return cls(networks, swapping, FaceAnalyser.load(offline=offline))
-
-    @classmethod
-    def _of_simswap(
-        cls,
-        generator: str | Path | None,
-        identity: str | Path | None,
-        *,
-        device: str,
-        offline: bool,
-        progress: Callable[[int, int, str], None] | None,
-    ) -> "Swapper":
-        cache = cache_root() / "runtime"
-        published = None  # loaded, and refused, before anything is fetched
-        if identity is not None or not (generator is None or is_compact(generator)):
-            published = load_simswap(generator, identity, device=device, cache=cache)
-        networks = load_networks(mixes=False, device=device, offline=offline, progress=progress)
-        files = {**networks.files, "simswap": Path(asset_path("simswap") if generator is None else generator)}
-        networks = replace(networks, files=files if identity is None else {**files, "identity": Path(identity)})
-        if published is None:
-            method = GuidedSwapper.load(networks, device=device, cache=cache, path=generator)
-        else:
-            method = InjectionSwapper(published, partial(known, networks), device=device)
-        return cls(networks, method, FaceAnalyser.load(offline=offline))
 
     @property
     def latent(self) -> LatentSwap:
         """The method, for what needs latent codes. Raises UsageError for one that has none."""
         if not isinstance(self.method, LatentSwap):
             raise UsageError(
-                f"Method {self.method.name} has no latent codes: samples, inversions, edits and anonymising are "
+                f"Method {self.method.name} has no latent codes: inversions, edits and anonymising are "
                 "LatentSwap's (--method latentswap)."
             )
         return self.method
+
+    @cached_property
+    def _render(self) -> Render:
+        """What draws codes at full size, whatever the method that swaps."""
+        if isinstance(self.method, LatentSwap):
+            return self.method.render
+        return make_render(self.networks, str(self.networks.mean_E.device))
 
     def prepare(
         self,
@@ -362,7 +314,7 @@ class Swapper:
             raise UsageError(f"truncation_psi is {truncation_psi}; it runs from 0 (the mean face) to 1.5.")
         codes = [person(self.networks, seed=seed, index=0, truncation_psi=truncation_psi) for seed in seeds]
         return [
-            Image(pixels=self.latent.render(ws)[0], name=f"person {s}", synthetic=True)
+            Image(pixels=self._render(ws)[0], name=f"person {s}", synthetic=True)
             for s, ws in zip(seeds, codes, strict=True)
         ]
 
@@ -580,28 +532,3 @@ def person(networks: Networks, *, seed: int, index: int = 0, truncation_psi: flo
     with torch.no_grad():
         w_BD = generator.mapping(z_BD.to(generator.w_avg), truncation_psi=truncation_psi)
     return w_BD[:, None].expand(-1, generator.num_ws, -1).contiguous()
-
-
-def check_device(device: str) -> None:
-    """Raise UsageError for a device that torch does not have here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {device!r} is not available here; use cpu. ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def make_render(networks: Networks, device: str) -> Render:
-    """The generator at full size: OpenVINO on a CPU, torch on anything else."""
-    if device != "cpu":
-
-        def on_device(ws_BLD: torch.Tensor) -> np.ndarray:
-            with torch.no_grad():
-                return to_pixels(networks.generator.synthesis(ws_BLD.to(device)))
-
-        return on_device
-    from latentswap.runtime.generator import OpenVINOSynthesis
-
-    synthesis = OpenVINOSynthesis(networks.generator, cache_dir=cache_root() / "runtime")
-    return lambda ws_BLD: to_pixels(torch.from_numpy(synthesis(ws_BLD.detach().cpu().numpy())))

@@ -41,7 +41,9 @@ Mixer = Annotated[
 ]
 Method = Annotated[
     Literal["latentswap", "simswap"],
-    tyro.conf.arg(help="simswap: with a published SimSwap --generator and its --identity network (docs/simswap.md)"),
+    tyro.conf.arg(
+        help="simswap: one pass of the shipped network, or of a published --generator with --identity (docs/simswap.md)"
+    ),
 ]
 IdentityNetwork = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="with simswap: the generator's identity network, converted")

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from latentswap.cli._common import Json, emit, step_progress
-from latentswap.cli._options import Consent, Device, Inversion, Offline, Output, Strength, check_strength, parse_numbers
+from latentswap.cli._options import (
+    Consent,
+    Device,
+    Inversion,
+    Method,
+    Offline,
+    Output,
+    Strength,
+    check_strength,
+    parse_numbers,
+)
 from latentswap.cli.consent import attest
 from latentswap.cli.swap import check_lists, load
 from latentswap.errors import UsageError
@@ -19,6 +29,7 @@ def pairs(
     out: Output,
     folder: Path | None = None,
     seeds: str = "",
+    method: Method = "latentswap",
     inversion: Inversion = "refine",
     strength: Strength = 1.0,
     judge: Path | None = None,
@@ -61,7 +72,7 @@ def pairs(
     check_lists()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        swapper = load(stack, inversion=inversion, device=device, offline=offline)
+        swapper = load(stack, method=method, inversion=inversion, device=device, offline=offline)
         bars = stack.enter_context(step_progress())
         if part is not None:
             from latentswap.evaluate.run import swap_pairs

@@ -22,6 +22,7 @@ from latentswap.face.select import FaceChoice
 from latentswap.mapping import Source
 from latentswap.media.atomic import output_lock, write_atomic
 from latentswap.pipeline import Swapper
+from latentswap.swappers.latentswap import LatentSwap
 from latentswap.weights.assets import asset_path
 from latentswap.weights.files import sha256_file
 
@@ -110,8 +111,12 @@ def shard(pairs: list[Pair], part: int, parts: int) -> list[Pair]:
 
 def settings_of(swapper: Swapper, *, strength: float) -> dict[str, Any]:
     """What a result depends on besides its pictures."""
-    weights = {name: sha256_file(asset_path(name))[:16] for name in _SWAP_WEIGHTS}
-    return {"inversion": swapper.latent.inversion, "strength": strength, "weights": weights}
+    method = swapper.method
+    if isinstance(method, LatentSwap):
+        weights = {name: sha256_file(asset_path(name))[:16] for name in _SWAP_WEIGHTS}
+        return {"inversion": method.inversion, "strength": strength, "weights": weights}
+    weights = {name: sha256_file(path)[:16] for name, path in swapper.networks.files.items()}
+    return {"method": method.name, "strength": strength, "weights": weights}
 
 
 class Results:
