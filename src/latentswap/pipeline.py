@@ -200,7 +200,7 @@ class Swapper:
             target, faces, on_step, lambda crop, index, step: work(prepared, crop, step), occluders=occluders
         )
         about = {"name": prepared.name, "synthetic": prepared.synthetic, "consent": prepared.consent}
-        making = replace(result.making, deed="swapped", sources=prepared.files)
+        making = replace(result.making, deed="swapped", method=self.method.name, sources=prepared.files)
         return replace(result, report={**result.report, "source": about}, making=making)
 
     def prepare_map(
@@ -241,7 +241,7 @@ class Swapper:
             "consent": "; ".join(dict.fromkeys(source.consent for source in sources if source.consent)) or None,
         }
         files = tuple(file for source in sources for file in source.files)
-        making = replace(result.making, deed="swapped", sources=files)
+        making = replace(result.making, deed="swapped", method=self.method.name, sources=files)
         return replace(result, report={**result.report, "source": about}, making=making)
 
     def _swapping(self, strength: float, layers: tuple[int, ...] | None, edits: Edits, edit_when: EditWhen) -> Work:
@@ -370,7 +370,7 @@ class Swapper:
                 image, made = result, Making(deed="generated")
         made = made if making is None else making
         image, payload = watermarked(image, marking)
-        xmp = packet(whole=made.whole, method=self.method.name, nobody=nobody)
+        xmp = packet(whole=made.whole, method=made.method, nobody=nobody)
         data = encode(image, path.suffix, quality=quality, xmp=xmp)
         networks = network_hashes(self.networks.files, made)
         publish(path, data, making=made, marking=marking, payload=payload, networks=networks, consent=consent)

@@ -22,6 +22,7 @@ from latentswap.face.select import FaceChoice
 from latentswap.mapping import Source
 from latentswap.media.atomic import output_lock, write_atomic
 from latentswap.pipeline import Swapper
+from latentswap.provenance.apply import Marking
 from latentswap.swappers.latentswap import LatentSwap
 from latentswap.weights.assets import asset_path
 from latentswap.weights.files import sha256_file
@@ -126,6 +127,8 @@ class Results:
         """Raises UsageError when the folder holds results of other settings."""
         self.out, self.swapper, self.strength = out, swapper, strength
         self.settings = settings_of(swapper, strength=strength)
+        # Signed, but without the watermark: the figures are to be the swap's alone.
+        self.marking = Marking(watermark=False, command="evaluate")
         self._prepared: tuple[Path, Source] | None = None
         (out / "results").mkdir(parents=True, exist_ok=True)
         run = out / "run.json"
@@ -164,7 +167,7 @@ class Results:
             result = self.swapper.swap(
                 self._prepared[1], pair.target, faces=LARGEST, strength=self.strength, on_step=on_step
             )
-            self.swapper.write(result, path)
+            self.swapper.write(result, path, marking=self.marking)
             # Last: a picture without its notes is made again.
             notes = made_from | {
                 "seconds": result.report["seconds"],
@@ -180,7 +183,7 @@ class Results:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
                 (image,) = self.swapper.sample([seed])
-                self.swapper.write(image, path)
+                self.swapper.write(image, path, marking=self.marking)
 
 
 def peak_memory() -> int:
