@@ -13,6 +13,7 @@ PyWavelets`), `--peers` measures them on the same pictures.
 import argparse
 import io
 import itertools
+import multiprocessing
 import os
 import tempfile
 import time
@@ -328,6 +329,7 @@ def peers(originals: list[np.ndarray]) -> None:
 
 def other_packages() -> dict:
     found = {}
+    multiprocessing.set_start_method(None, force=True)  # blind-watermark sets it when it is imported
     try:
         from blind_watermark import WaterMark
 
