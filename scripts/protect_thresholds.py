@@ -31,9 +31,9 @@ from quality import load_judge
 from latentswap.edit.directions import apply_edits, shipped
 from latentswap.face.align import cut_face
 from latentswap.face.analyse import FaceAnalyser
-from latentswap.generators.mobile import MobileStyleGAN
 from latentswap.identity.dlib_resnet import centred
 from latentswap.inversion.optimise import embed
+from latentswap.inversion.pti import AnyGenerator
 from latentswap.media.image import as_image, decode, encode
 from latentswap.networks import Networks, load_networks
 from latentswap.pipeline import person
@@ -95,7 +95,7 @@ class Camera:
     """Draws people and looks at the faces that are found."""
 
     networks: Networks
-    generator: MobileStyleGAN
+    generator: AnyGenerator
     analyser: FaceAnalyser
     judge: Any = None
 
