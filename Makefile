@@ -10,12 +10,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo swap test test-all lint format bench train-default clean
+.PHONY: help venv demo swap test test-all lint format bench train-default train-simswap clean
 
 help:
 	@echo "make demo                              faces that do not exist, swapped and anonymised: see out/"
 	@echo "make swap SOURCE=me.jpg TARGET=you.jpg [OUT=out/swap.png] [CONSENT='who, how']"
 	@echo "make train-default [RUNS=runs/default] the shipped networks, trained from nothing; the same command continues"
+	@echo "make train-simswap [RUNS=…]            the shipped SimSwap network, taught by the first method"
 	@echo "make test | test-all | lint | format | bench | clean"
 
 venv: $(STAMP)
@@ -69,6 +70,13 @@ train-default: $(STAMP)
 	$(TRAIN) mixer -o $(RUNS)/second $(MIXER) --start $(RUNS)/first/mixer.safetensors --steps 580 --lr 4e-4
 	$(TRAIN) mixer -o $(RUNS)/mixer $(MIXER) --start $(RUNS)/second/mixer.safetensors --steps 1200 --lr 5e-4 \
 		--identity 2.5 --away 0.4 --detail 6 --features 1
+
+# The shipped SimSwap network, taught by the shipped mixer; on the people of train-default where they are.
+train-simswap: $(STAMP)
+	$(BIN)/latentswap models fetch
+	$(TRAIN) people -o $(RUNS)/people --workers 2 --device $(DEVICE)
+	$(TRAIN) lessons -o $(RUNS)/lessons --people-from $(RUNS)/people --workers 2 --device $(DEVICE)
+	$(TRAIN) simswap -o $(RUNS)/simswap --people-from $(RUNS)/people --lessons-from $(RUNS)/lessons --device $(DEVICE)
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ def train_lessons(
     *,
     out: RunFolder,
     people_from: PeopleFolder = None,
-    targets: int = 4000,
+    targets: int = 2500,
     sources: int = 3,
     people: int = 8000,
     seed: int = 0,
@@ -137,17 +137,18 @@ def train_simswap(
     out: RunFolder,
     people_from: PeopleFolder = None,
     lessons_from: LessonsFolder = None,
-    steps: int = 3000,
-    batch: int = 16,
-    lr: float = 1e-3,
-    targets: int = 4000,
+    start: Path | None = None,
+    steps: int = 4000,
+    batch: int = 8,
+    lr: float = 1.5e-3,
+    targets: int = 2500,
     sources: int = 3,
     people: int = 8000,
     same: float = 0.15,
     augment: float = 0.5,
     pixel: float = 6.0,
     features: float = 2.0,
-    identity: float = 1.0,
+    identity: float = 2.0,
     away: float = 0.3,
     keep: float = 0.2,
     widths: tuple[int, int, int] = (32, 128, 256),
@@ -161,6 +162,7 @@ def train_simswap(
     """Train the compact ID-injection network (SimSwap's kind) on people who do not exist, taught by LatentSwap.
 
     Args:
+        start: A trained network to go on from.
         steps: Optimiser steps in all; a run that was stopped goes on from its last save.
         batch: Pairs a step.
         lr: Peak learning rate.
@@ -179,7 +181,7 @@ def train_simswap(
         held_out: Targets that are never trained on, for the figures of the end.
     """
     check_seed(seed)
-    from latentswap.swappers.compact import CompactConfig
+    from latentswap.swappers.compact import CompactConfig, CompactSwap
     from latentswap.train.loop import LoopConfig
     from latentswap.train.simswap import SimSwapTrainee, SimSwapTraining
     from latentswap.train.taught import Lessons, LessonsConfig
@@ -208,7 +210,8 @@ def train_simswap(
         build_lessons(stack, folder, people_folder, lessons_config, people_config, device=device, offline=offline)
         drawing, embedder, mesh = load_frozen(stack, device=device, offline=offline)
         lessons = Lessons.load(folder, lessons_config)
-        trainee = SimSwapTrainee(half_precision(drawing, device), embedder, mesh, bank, lessons, training)
+        first = None if start is None else CompactSwap.load(start)
+        trainee = SimSwapTrainee(half_precision(drawing, device), embedder, mesh, bank, lessons, training, first)
         losses = run(stack, trainee, loop)
         summary = {"steps": steps, "lr": lr, "people": people, "losses": losses, "held_out": trainee.held_out()}
         trainee.average.save(out / "simswap.safetensors", summary=summary | {"config": trainee.describe()})

@@ -38,16 +38,16 @@ class SimSwapTraining:
     """
 
     network: CompactConfig = field(default_factory=CompactConfig)
-    batch: int = 16
+    batch: int = 8
     seed: int = 0
     same: float = 0.15  # share of pairs with one person on both sides
     augment: float = 0.5  # share of pairs that are disturbed as photographs are
     pixel: float = 6.0
     features: float = 2.0
-    identity: float = 1.0
+    identity: float = 2.0
     away: float = 0.3
-    keep: float = 0.0
-    ema: float = 0.999
+    keep: float = 0.2
+    ema: float = 0.995
     held_out: int = 64  # the last targets, never trained on
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Pairs:
 
 
 class SimSwapTrainee:
-    """See `train.loop.Trainee`."""
+    """See `train.loop.Trainee`. `start`: a trained network of the same size to go on from."""
 
     name = "simswap"
 
@@ -87,6 +87,7 @@ class SimSwapTrainee:
         bank: Bank,
         lessons: Lessons,
         config: SimSwapTraining,
+        start: CompactSwap | None = None,
     ) -> None:
         if len(lessons) <= config.held_out:
             raise UsageError(f"{len(lessons)} targets are too few: {config.held_out} are held out.")
@@ -97,6 +98,10 @@ class SimSwapTrainee:
         student, average = (CompactSwap(config.network).to(self.device) for _ in range(2))
         for network in (student, average):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if start is not None:
+            if start.config != config.network:
+                raise UsageError(f"A network {start.config} cannot be continued as {config.network}.")
+            student.load_state_dict(start.state_dict())
         average.load_state_dict(student.state_dict())
         self.networks = nn.ModuleDict({"student": student, "average": average.requires_grad_(False)})
         self.student, self.average = student, average

@@ -37,7 +37,7 @@ _CELLS = 128  # side at which the edge is drawn
 class LessonsConfig:
     """`targets` people of the bank, each under `sources` other faces; `moved` of them along directions."""
 
-    targets: int = 4000
+    targets: int = 2500
     sources: int = 3
     moved: float = 0.6
     reach: float = 1.0  # largest strength, in the directions' usual ones
