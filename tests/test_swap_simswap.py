@@ -120,7 +120,7 @@ def test_several_photographs_of_one_person(swapper):
     assert torch.allclose(mean.embedding, torch.nn.functional.normalize(two[0].embedding + two[1].embedding, dim=-1))
     others = [replace(somebody(), embedding=torch.eye(3)[i : i + 1], name=f"person {i}") for i in range(2)]
     with pytest.raises(UsageError, match="person 0 does not seem to show the person"):
-        mine.method.average(others)
+        InjectionSwapper.average(others)
 
 
 def test_what_has_no_meaning_without_codes_is_refused(swapper, tmp_path):
