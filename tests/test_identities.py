@@ -81,7 +81,7 @@ def test_the_command_on_pictures_of_mixed_sizes(people, tmp_path, capsys):
     for k in range(4):
         path = root / f"person{k // 2}" / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(np.ascontiguousarray(pixels[k])).resize((256 + 64 * k,) * 2).save(path)
+        PIL.Image.fromarray(np.ascontiguousarray(pixels[k])).resize((256 + 64 * k, 256 + 64 * k)).save(path)
     out = tmp_path / "faces.safetensors"
     assert main(["train", "identities", str(root), "-o", str(out), "--size", "128", "--offline"]) == 0
     assert Identities.load(out, alignment="ffhq").picture_N3HW.shape == (4, 3, 128, 128)

@@ -107,8 +107,9 @@ def test_the_losses_fall_and_the_average_follows(networks, bank, made, tmp_path)
 
 def test_the_average_is_the_formula():
     average, network = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
-    network.weight.data += 1
-    network.num_batches_tracked += 7
+    network.load_state_dict(
+        {**network.state_dict(), "weight": torch.full((3,), 2.0), "num_batches_tracked": torch.tensor(7)}
+    )
     follow(average, network, 0.9)
     assert torch.allclose(average.weight, torch.full((3,), 1.1)) and average.num_batches_tracked == 7
 

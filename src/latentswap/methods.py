@@ -10,12 +10,12 @@ import torch
 
 from latentswap.errors import UsageError
 from latentswap.inversion.delta import GeneratorDelta
-from latentswap.inversion.psp import PspEncoder, PspInverter, check_name
+from latentswap.inversion.psp import EncoderName, PspEncoder, PspInverter, check_name
 from latentswap.networks import Networks, load_networks
 from latentswap.swappers.compact import is_compact
 from latentswap.swappers.guided import GuidedSwapper
 from latentswap.swappers.injection import InjectionSwapper, load_simswap, refuse_options
-from latentswap.swappers.latentswap import LatentSwap, Render, is_pivotal, known, to_pixels
+from latentswap.swappers.latentswap import Inversion, LatentSwap, Render, is_pivotal, known, to_pixels
 from latentswap.weights.assets import asset_path
 from latentswap.weights.fetch import cache_root
 
@@ -27,7 +27,7 @@ Files = Mapping[str, str | Path | None]
 
 def build_method(
     method: str,
-    inversion: str,
+    inversion: Inversion | EncoderName,
     files: Files,
     *,
     joint: bool = False,
@@ -51,7 +51,7 @@ def build_method(
 
 
 def latentswap_method(
-    inversion: str,
+    inversion: Inversion | EncoderName,
     files: Files,
     *,
     joint: bool,

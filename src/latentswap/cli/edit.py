@@ -170,7 +170,7 @@ def _draw(
     job: _Job,
     on_step: Any,
     *,
-    of: list[Path],
+    of: tuple[Path, ...],
     marking: Any,
     label: str | None,
 ) -> None:

@@ -214,9 +214,7 @@ class InnerDlib:
     network: DlibResNet
     mean_E: torch.Tensor
 
-    @property
-    def embedding_dim(self) -> int:
-        return self.network.embedding_dim
+    embedding_dim = DlibResNet.embedding_dim
 
     def embed(self, img_BCHW: torch.Tensor) -> torch.Tensor:
         """Squares [B, 3, S, S] in [-1, 1] → embeddings [B, 128], centred, of unit length."""
