@@ -23,6 +23,7 @@ from latentswap.pipeline import Swapper
 from latentswap.provenance.consent import consent_for
 from latentswap.provenance.enforce import own_list
 from latentswap.provenance.protect import ProtectList
+from latentswap.train.identities import Identities
 from latentswap.types import Making
 from latentswap.weights.assets import ASSETS, asset_path
 
@@ -42,6 +43,14 @@ QUICK = {
     "train population": ["--people", "16"],
     "train encoder": ["--people", "16", "--held-out", "4", "--steps", "1", "--batch", "4", "--width", "8"],
     "train mixer": ["--people", "16", "--steps", "1", "--batch", "1", "--hidden", "8"],
+    "train lessons": ["--people", "16", "--targets", "4", "--sources", "1"],
+    "train simswap ": [
+        *("--people", "16", "--targets", "10", "--sources", "1", "--held-out", "8", "--steps", "1", "--batch", "2"),
+        *("--widths", "8", "16", "24", "--blocks", "1"),
+    ],
+    "train identities photos": ["--size", "64"],
+    "train identities --generated": ["--generated", "2", "--views", "2"],
+    "train simswap-gan": ["--steps", "1", "--batch", "2", "--width", "16", "--discriminator-width", "4"],
 }
 
 
@@ -78,6 +87,13 @@ def folder(tmp_path, monkeypatch, swapper):
         image.save(tmp_path / "pairs" / name)
     (tmp_path / "pairs" / "pairs.csv").write_text(listed_pairs())
     published_simswap(tmp_path)
+    for name in ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "photos" / name)
+    faces = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
+    Identities(picture_N3HW=faces, person_N=torch.tensor([0, 0, 1, 1])).save(
+        tmp_path / "faces.safetensors", alignment="ffhq"
+    )
     consent_for([tmp_path / "photos-of-me", tmp_path / "pairs" / "her.jpg"], "public domain")  # all are the same file
     share_a_list(tmp_path)
     asset = asset_path("population")

@@ -78,7 +78,7 @@ def test_over_an_unchanged_crop_nothing_changes_and_its_border_never_does():
     fresh, none, all_ = torch.zeros(1, 3, 64, 64), torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)
     assert np.array_equal(over(pixels, fresh, none), pixels)
     changed = over(pixels, fresh, all_)
-    assert (changed[256, 256] == 128).all() and np.array_equal(changed[:90], pixels[:90])
+    assert abs(changed[256, 256].astype(int) - 128).max() <= 1 and np.array_equal(changed[:90], pixels[:90])
     assert edge(100)[0, 0, 0].max() < 0.1 and edge(100)[0, 0, 50, 50] == 1
 
 
@@ -88,5 +88,5 @@ def test_the_command(pictures, tmp_path):
     for name, pixels in (("a.png", pictures[0]), ("b.png", pictures[1])):
         PIL.Image.fromarray(pixels).save(tmp_path / name)
     command = ["swap", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "c.png")]
-    assert main([*command, "--method", "simswap", "--offline"]) == 0
+    assert main([*command, "--method", "simswap", "--consent", "nobody who exists", "--offline"]) == 0
     assert (tmp_path / "c.png").exists()

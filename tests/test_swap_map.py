@@ -115,7 +115,8 @@ def folder(tmp_path, monkeypatch, swapper, crowd):
 
 def test_the_command(folder, result, capsys, monkeypatch):
     monkeypatch.setattr(Swapper, "swap_map", lambda self, people, target, **_: named(result, people))
-    assert main(["swap", "all.png", "--map", "her.png=x.png", "--map", "a.png=y.png", "-o", "out.png"]) == 0
+    maps = ["--map", "her.png=x.png", "--map", "a.png=y.png", "--consent", "nobody who exists"]
+    assert main(["swap", "all.png", *maps, "-o", "out.png"]) == 0
     out = capsys.readouterr().out
     assert "out.png: 2 faces" in out and ", her.png (0." in out and ", a.png (0." in out
     assert "left alone: face at" in out and "(closest to image, " in out
@@ -133,7 +134,7 @@ def test_a_folder_of_pictures(folder, capsys):
     for name in ("her", "x"):
         (folder / f"{name}.png").rename(folder / "pictures" / f"{name}.png")
     options = ["--map", "pictures/her.png=y.png", "-o", "out", "--json"]
-    assert main(["swap", "pictures", *options]) == 4  # nobody of the map is in x.png
+    assert main(["swap", "pictures", *options, "--consent", "nobody who exists"]) == 4  # nobody of the map is in x.png
     done = {entry["target"].rpartition("/")[2]: entry for entry in json.loads(capsys.readouterr().out)}
     assert "no face in the TARGET image x.png matches her.png" in done["x.png"]["error"]
     assert len(done["her.png"]["faces"]) == 1 and (folder / "out" / "her.png").exists()

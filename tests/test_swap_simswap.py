@@ -133,7 +133,6 @@ def test_what_has_no_meaning_without_codes_is_refused(swapper, tmp_path):
         swapper.swap(somebody(), astronaut())
     (tmp_path / "code.safetensors").touch()
     for call in (
-        lambda: mine.sample([0]),
         lambda: mine.invert(astronaut()),
         lambda: mine.edit(astronaut(), ()),
         lambda: mine.prepare(tmp_path / "code.safetensors"),
@@ -170,12 +169,14 @@ def test_the_command(files, variant, swapper, tmp_path, monkeypatch, capsys):
     if variant == "legacy224":  # the other one loads them itself
         monkeypatch.setattr("latentswap.methods.load_networks", lambda **_: swapper.networks)
         monkeypatch.setattr("latentswap.pipeline.FaceAnalyser.load", lambda **_: swapper.analyser)
-    monkeypatch.setattr("latentswap.pipeline.cache_root", lambda: tmp_path)  # exported networks
+    monkeypatch.setattr("latentswap.methods.cache_root", lambda: tmp_path)  # exported networks
     monkeypatch.chdir(files)
     options = ["--method", "simswap", "--generator", f"{variant}.safetensors", "--offline", "--json"]
     options += ["--identity", "arcface_checkpoint.safetensors"]
     capsys.readouterr()
-    assert main(["swap", "me.png", "me.png", "-o", str(tmp_path / "out.png"), *options]) == 0
+    assert (
+        main(["swap", "me.png", "me.png", "--consent", "public domain", "-o", str(tmp_path / "out.png"), *options]) == 0
+    )
     report = json.loads(capsys.readouterr().out)
     assert len(report["faces"]) == 1
     mark = read_mark((tmp_path / "out.png").read_bytes())
@@ -203,12 +204,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(
     monkeypatch.setattr("latentswap.methods.load_networks", lambda **_: pytest.fail("networks were loaded"))
     other = SimSwapGenerator(SimSwapConfig(width=32, identity_dim=8, blocks=1))
     save_described(files / "other.safetensors", other, "swapper/simswap")
-    assert main(["swap", "me.png", "me.png", "-o", str(tmp_path / "o.png"), "--method", "simswap", *options]) == code
+    assert (
+        main(
+            [
+                "swap",
+                "me.png",
+                "me.png",
+                "--consent",
+                "public domain",
+                "-o",
+                str(tmp_path / "o.png"),
+                "--method",
+                "simswap",
+                *options,
+            ]
+        )
+        == code
+    )
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_identity_network_is_no_option_of_latentswap(files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    assert main(["swap", "me.png", "me.png", "-o", str(tmp_path / "o.png"), "--identity", "x"]) == 2
+    assert (
+        main(
+            ["swap", "me.png", "me.png", "--consent", "public domain", "-o", str(tmp_path / "o.png"), "--identity", "x"]
+        )
+        == 2
+    )
     assert "is for method simswap" in capsys.readouterr().err

@@ -165,6 +165,8 @@ class Swapper:
 
     def _code_of(self, path: str | Path) -> Prepared:
         """A file that `invert` or `sample` wrote."""
+        if self.method.prepares is not Prepared:
+            raise UsageError("SimSwap's published networks have no latent codes: give a picture as SOURCE.")
         nets = self.networks
         prepared = Prepared.load(Path(path), num_ws=nets.generator.num_ws, w_dim=nets.generator.w_dim)
         if enforced():  # what the code draws counts as well as what the file says of it
