@@ -18,10 +18,20 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
 
+@pytest.fixture(scope="session")
+def made_credentials() -> Path:
+    """The folder of local credentials, made once."""
+    from latentswap.provenance.credentials import credentials_folder, load_credentials
+
+    load_credentials()
+    return credentials_folder()
+
+
 @pytest.fixture(autouse=True)
-def nobody_else_s_data(monkeypatch, tmp_path_factory) -> Path:
-    """Consents and do-not-swap lists of the test alone."""
+def nobody_else_s_data(made_credentials, monkeypatch, tmp_path_factory) -> Path:
+    """Consents, do-not-swap lists and job record of the test alone; credentials are there already."""
     folder = tmp_path_factory.mktemp("data")
+    shutil.copytree(made_credentials, folder / made_credentials.name)
     monkeypatch.setenv("LATENTSWAP_DATA", str(folder))
     monkeypatch.delenv("LATENTSWAP_PROTECT", raising=False)
     return folder

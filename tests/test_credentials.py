@@ -193,7 +193,11 @@ def test_every_command_checks_first(no_models, tmp_path, capsys, command, monkey
     load_credentials()
     (credentials_folder() / "local/key.pem").unlink()
     Path("me.png").write_bytes(encoded("PNG"))
-    inputs = {"swap": ["me.png", "me.png"], "anonymize": ["me.png"], "edit": ["me.png", "--edit", "smile=1"]}[command]
+    inputs = {
+        "swap": ["me.png", "me.png", "--consent", "me"],
+        "anonymize": ["me.png"],
+        "edit": ["me.png", "--edit", "smile=1"],
+    }[command]
     assert main([command, *inputs, "-o", "out.png"]) == 7
     assert not Path("out.png").exists()
     assert main([command, *inputs, "-o", "out.png", "--no-sign", "--no-watermark"]) == 2

@@ -123,7 +123,7 @@ def test_a_swap_is_labelled_by_the_option(tmp_path, monkeypatch, swapper) -> Non
     target = tmp_path / "target.png"
     PIL.Image.fromarray(astronaut()).save(target)
     plain, with_label = tmp_path / "plain.png", tmp_path / "label.png"
-    options = ["--inversion", "fast", "--offline"]
+    options = ["--inversion", "fast", "--no-watermark", "--consent", "public domain", "--offline"]
     assert main(["swap", str(target), str(target), "-o", str(plain), *options]) == 0
     assert main(["swap", str(target), str(target), "-o", str(with_label), "--label", *options]) == 0
     x0, y0, _, _ = changed(np.asarray(PIL.Image.open(plain)), np.asarray(PIL.Image.open(with_label)))
