@@ -112,6 +112,7 @@ def test_a_run_with_failures_is_continued(folder, tmp_path, capsys):
     )
     out = tmp_path / "out"
     command = ["evaluate", "pairs", "--folder", str(folder), "-o", str(out), "--inversion", "fast"]
+    command += ["--consent", "nobody who exists"]
     assert main([*command, "--json"]) == 0
     streams = capsys.readouterr()
     data = json.loads(streams.out)
@@ -166,7 +167,7 @@ def test_results_of_others_are_measured_as_they_are(folder, tmp_path, capsys):
 def test_if_all_pairs_fail_so_does_the_command(folder, tmp_path, capsys):
     listed(folder, ("wall.png", "b.png", ""), ("broken.png", "b.png", ""))
     out = tmp_path / "out"
-    assert main(["evaluate", "pairs", "--folder", str(folder), "-o", str(out)]) == 4
+    assert main(["evaluate", "pairs", "--folder", str(folder), "-o", str(out), "--consent", "nobody"]) == 4
     assert "0 pairs scored, 2 failed." in capsys.readouterr().out
     assert "wall" in (out / "report.html").read_text()
 

@@ -116,7 +116,7 @@ def folder(tmp_path, monkeypatch, swapper, crowd):
 def test_the_command(folder, result, capsys, monkeypatch):
     monkeypatch.setattr(Swapper, "swap_map", lambda self, people, target, **_: named(result, people))
     maps = ["--map", "her.png=x.png", "--map", "a.png=y.png", "--consent", "nobody who exists"]
-    assert main(["swap", "all.png", *maps, "-o", "out.png"]) == 0
+    assert main(["swap", "all.png", *maps, "--no-watermark", "-o", "out.png"]) == 0
     out = capsys.readouterr().out
     assert "out.png: 2 faces" in out and ", her.png (0." in out and ", a.png (0." in out
     assert "left alone: face at" in out and "(closest to image, " in out

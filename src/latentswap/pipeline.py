@@ -34,7 +34,7 @@ from latentswap.media.image import as_image, check_output_path, decode, encode, 
 from latentswap.methods import Method, build_method, make_render
 from latentswap.networks import Networks
 from latentswap.provenance.apply import Marking, network_hashes, publish, watermarked
-from latentswap.provenance.consent import NOBODY, SHOWS
+from latentswap.provenance.consent import NOBODY, SHOWS, shows_nobody
 from latentswap.provenance.enforce import check_face, enforced
 from latentswap.provenance.mark import xmp_packet
 from latentswap.provenance.recognise import embed_face
@@ -524,7 +524,8 @@ def read(picture: Picture, *, role: str) -> Image:
         return picture
     if isinstance(picture, np.ndarray):
         return as_image(picture)
-    return decode(picture, role=role)
+    image = decode(picture, role=role)
+    return replace(image, synthetic=image.encoded is not None and shows_nobody(image.encoded))
 
 
 def person(networks: Networks, *, seed: int, index: int = 0, truncation_psi: float = 0.7) -> torch.Tensor:

@@ -68,6 +68,11 @@ def is_generated(path: Path, data: bytes) -> bool:
             return False
         return isinstance(about, dict) and about.get("synthetic") is True
     open_image(data, label=f"the SOURCE image {path.name}")
+    return shows_nobody(data)
+
+
+def shows_nobody(data: bytes) -> bool:
+    """Whether an encoded picture carries the mark of `sample`. Raises BadInputError for what is no picture."""
     mark = read_mark(data) or {}
     return mark.get("digital_source_type") == "trainedAlgorithmicMedia" and mark.get(SHOWS) == NOBODY
 
