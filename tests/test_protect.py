@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,11 +321,14 @@ def test_a_broken_system_configuration_stops_jobs(tmp_path, monkeypatch, text, w
         enforced()
 
 
-def test_nothing_of_the_user_moves_the_system_configuration(monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_DIRS", "/tmp/mine")  # noqa: S108 - never read
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/tmp/mine")  # noqa: S108
-    assert enforce.SYSTEM.is_absolute() and "mine" not in str(enforce.SYSTEM)
-    assert KIND == "protect-list"
+def test_nothing_of_the_user_moves_the_system_configuration(tmp_path):
+    """Asked in a process of its own, because the path is settled when the module is loaded."""
+    moved = dict.fromkeys(("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME", "HOME", "LATENTSWAP_DATA"), str(tmp_path))
+    code = "from latentswap.provenance import enforce; print(enforce.SYSTEM)"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env={**os.environ, **moved}, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(enforce.SYSTEM)
+    assert enforce.SYSTEM.is_absolute() and KIND == "protect-list"
 
 
 def test_saving_never_writes_a_list_that_cannot_be_read(listed, tmp_path):
